@@ -1,0 +1,474 @@
+"""The one object a beginner holds: an encoder, a decoder, a vocabulary and the way to save them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from . import hub, storage
+from .errors import ArgumentError, ComponentError, FormatError
+from .generate import generate
+from .images import ImageSource, load_images
+from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder
+from .registry import Kind, class_path, component_name, find_component
+from .search import Greedy, Hypotheses, Search, parse_search, search_from_config, search_to_config
+from .vocabulary import Vocabulary
+
+__all__ = ["Caption", "Captioner", "Photos"]
+
+Photos = ImageSource | Sequence[ImageSource] | Features
+"""One photo, several photos, or the features of N photos as an encoder returns them."""
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DEFAULT_FOLDER = Path(__file__).parent / "default_model"
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One sentence and how sure the model is of it; `str(caption)` is the sentence.
+
+    Example:
+        >>> caption = Caption("a dog", ("a", "dog", "<end>"), (-0.5, -1.0, -0.1), -1.6, -1.6)
+        >>> print(caption)
+        a dog
+
+    text: the sentence. tokens: its words, the last one "<end>" unless the length limit cut it.
+    token_log_probs: natural logarithm of each token's probability, the model's own. log_prob: their sum.
+    score: what the search ranked by. candidates: the n-best list, best first, this caption included.
+    """
+
+    text: str
+    tokens: tuple[str, ...]
+    token_log_probs: tuple[float, ...]
+    log_prob: float
+    score: float
+    candidates: tuple[Caption, ...] = ()
+
+    def __str__(self) -> str:
+        """The sentence."""
+        return self.text
+
+
+class Captioner(nn.Module):
+    """Photo in, sentence out: an encoder, a decoder, a vocabulary and a search.
+
+    Example:
+        >>> from showtell.testing import tiny_captioner
+        >>> import torch
+        >>> captioner = tiny_captioner()
+        >>> isinstance(captioner.caption(torch.rand(3, 32, 32)).text, str)
+        True
+
+    Args:
+        encoder: photos to features; any `Encoder`.
+        decoder: features and words so far to the next word; any `Decoder`.
+        vocabulary: as many words as the decoder has scores.
+        search: how to look for a caption when a call doesn't say: `Greedy()`, `Beam(size=3)` or their short
+            form "beam:3".
+
+    Raises:
+        ArgumentError: the parts don't fit each other.
+    """
+
+    encoder: Encoder
+    decoder: Decoder
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        vocabulary: Vocabulary,
+        *,
+        search: Search | str = Greedy(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        for kind, part, protocol in (("encoder", encoder, Encoder), ("decoder", decoder, Decoder)):
+            if not isinstance(part, nn.Module) or not isinstance(part, protocol):
+                missing = [m for m in protocol.__protocol_attrs__ if not hasattr(part, m)]  # type: ignore[attr-defined]
+                raise ArgumentError(
+                    f"the {kind} must be a torch.nn.Module with the {protocol.__name__} protocol; "
+                    f"{type(part).__name__} lacks {', '.join(sorted(missing)) or 'torch.nn.Module'}"
+                )
+        if decoder.vocab_size != len(vocabulary):
+            raise ArgumentError(
+                f"the decoder has {decoder.vocab_size} words and the vocabulary {len(vocabulary)}; "
+                "build the decoder with vocab_size=len(vocabulary)"
+            )
+        expected = decoder.config().get("feature_dim")
+        if expected is not None and expected != encoder.feature_dim:
+            raise ArgumentError(
+                f"the encoder gives {encoder.feature_dim} features and the decoder expects {expected}; "
+                "build the decoder with feature_dim=encoder.feature_dim"
+            )
+        self.encoder = encoder
+        self.decoder = decoder
+        self.vocabulary = vocabulary
+        self.search = parse_search(search) if isinstance(search, str) else search
+        self._saved_dtype = "float32"
+        self._card: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder's weights are."""
+        return next((t.device for t in self._decoder_module.parameters()), torch.device("cpu"))
+
+    @property
+    def _decoder_module(self) -> nn.Module:
+        return cast(nn.Module, self.decoder)
+
+    # --- from photos to sentences -------------------------------------------------------------------------------
+
+    def forward(
+        self, images_or_features: Tensor | Features, tokens: Tensor, *, trunk: bool = False, attention: bool = False
+    ) -> Forced:
+        """Teacher forcing: what training, scoring and DDP call.
+
+        Args:
+            images_or_features: images (N, 3, H, W) float in 0..1, or Features as the encoder returns them; with
+                `trunk=True` Features as its trunk returns them, the head still to come.
+            tokens: (R, T) int64, the start token first; R = N * K, the K rows of image 0 first.
+            trunk: the features come from `encoder.trunk` (a feature cache).
+            attention: also return the attention maps (R, T, L).
+
+        Returns:
+            Forced with logits (R, T, V): the scores of the token after each given one.
+        """
+        if isinstance(images_or_features, Tensor):
+            features = self.encoder(images_or_features)
+        elif trunk and isinstance(self.encoder, SplitEncoder):
+            features = self.encoder.head(images_or_features)
+        else:
+            features = images_or_features
+        return self.decoder(tokens, self.decoder.prepare(features), attention=attention)
+
+    def encode(self, images: ImageSource | Sequence[ImageSource], *, batch_size: int = 32) -> Features:
+        """Encode photos once, to caption or score them several times.
+
+        Example:
+            >>> from showtell.testing import tiny_captioner
+            >>> import torch
+            >>> captioner = tiny_captioner()
+            >>> features = captioner.encode([torch.rand(3, 32, 32), torch.rand(3, 40, 50)])
+            >>> len(captioner.caption(features))
+            2
+
+        A single photo gives the Features of one. Raises ImageError for a photo that can't be read.
+        """
+        photos = list(images) if _is_many(images) else [images]
+        _check_batch_size(batch_size)
+        if not photos:
+            raise ArgumentError("no photos to encode; pass at least one")
+        parts = []
+        with torch.inference_mode(), _evaluating(self):
+            for start in range(0, len(photos), batch_size):
+                pixels = load_images(photos[start : start + batch_size], self.encoder.image_spec)
+                parts.append(self.encoder(pixels.to(self.device)))
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def caption(
+        self, images: Photos, *, search: Search | str | None = None, batch_size: int = 32
+    ) -> Caption | list[Caption]:
+        """The best caption of each photo: a `Caption` for one photo, a list for several.
+
+        Example:
+            >>> from showtell.testing import tiny_captioner
+            >>> import torch
+            >>> captions = tiny_captioner().caption([torch.rand(3, 32, 32)] * 2, search="beam:3")
+            >>> [len(caption.candidates) for caption in captions]
+            [3, 3]
+
+        Args:
+            images: a path, bytes, an open file, a PIL image, a numpy array (H, W, 3) or a tensor (3, H, W); a list
+                of these; or `Features`, which always give a list.
+            search: instead of the captioner's own: `Greedy()`, `Beam(size=3)`, "greedy", "beam:3".
+            batch_size: photos at a time, at least 1.
+
+        Raises:
+            ImageError: a photo can't be read.
+            ArgumentError: an option makes no sense.
+        """
+        results = [best[0] for best in self.generate(images, search=search, batch_size=batch_size)]
+        return results if isinstance(images, Features) or _is_many(images) else results[0]
+
+    def generate(
+        self, images: Photos, *, search: Search | str | None = None, batch_size: int = 32
+    ) -> list[list[Caption]]:
+        """The n-best captions of each photo, best first; always a list of lists.
+
+        Example:
+            >>> from showtell.testing import tiny_captioner
+            >>> import torch
+            >>> [[best, second, third]] = tiny_captioner().generate(torch.rand(3, 32, 32), search="beam:3")
+            >>> best.score >= second.score >= third.score
+            True
+
+        Arguments and errors are those of `caption`.
+        """
+        _check_batch_size(batch_size)
+        how = self.search if search is None else parse_search(search) if isinstance(search, str) else search
+        if isinstance(images, Features):
+            count = images.pooled.shape[0]
+            parts = (_sliced(images, i, i + batch_size) for i in range(0, count, batch_size))
+        else:
+            photos = list(images) if _is_many(images) else [images]
+            parts = (
+                self.encode(photos[i : i + batch_size], batch_size=batch_size)
+                for i in range(0, len(photos), batch_size)
+            )
+        captions: list[list[Caption]] = []
+        words = self.vocabulary
+        for features in parts:
+            found = generate(
+                self.decoder,
+                features,
+                how,
+                start=words.start_id,
+                end=words.end_id,
+                forbid=(words.pad_id, words.start_id, words.unk_id),
+            )
+            captions += self._captions(found)
+        return captions
+
+    def _captions(self, found: Hypotheses) -> list[list[Caption]]:
+        columns = (t.tolist() for t in (found.tokens, found.lengths, found.token_log_probs, found.scores))
+        results = []
+        for tokens, lengths, log_probs, scores in zip(*columns, strict=True):
+            best = []
+            for ids, length, each, score in zip(tokens, lengths, log_probs, scores, strict=True):
+                if score == float("-inf"):
+                    continue
+                ids, each = ids[:length], tuple(each[:length])
+                words = tuple(self.vocabulary.token_of(i) for i in ids)
+                best.append(Caption(self.vocabulary.decode(ids), words, each, sum(each), score))
+            first = best[0]
+            best[0] = Caption(
+                first.text, first.tokens, first.token_log_probs, first.log_prob, first.score, tuple(best)
+            )
+            results.append(best)
+        return results
+
+    # --- saving and loading ---------------------------------------------------------------------------------------
+
+    def save_pieces(self, *, weights_dtype: str | None = None) -> dict[str, Any]:
+        """What `storage.write_folder` wants: config, tokenizer and tensors.
+
+        Raises ArgumentError when a part's config isn't JSON. `weights_dtype` is "float32", "float16" or
+        "bfloat16"; default: what the captioner was loaded with, else "float32".
+        """
+        dtype = weights_dtype or self._saved_dtype
+        if dtype not in _DTYPES:
+            raise ArgumentError(f"weights_dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
+        config = {
+            "format": storage.FORMAT,
+            "format_version": storage.FORMAT_VERSION,
+            "weights_dtype": dtype,
+            "encoder": _component("encoder", self.encoder),
+            "decoder": _component("decoder", self.decoder),
+            "generation": search_to_config(self.search),
+        }
+        tensors = storage.saved_tensors(_parts(self), dtype)
+        return {"config": config, "tokenizer": self.vocabulary.to_json(), "tensors": tensors}
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, weights_dtype: str | None = None, card: str | None = None
+    ) -> None:
+        """Save to a folder, atomically: config.json, tokenizer.json, model.safetensors, README.md.
+
+        Example:
+            >>> import tempfile
+            >>> from showtell.testing import tiny_captioner
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     tiny_captioner().save_pretrained(folder, weights_dtype="float16")
+            ...     print(Captioner.from_pretrained(folder).vocabulary.words[0])
+            <pad>
+
+        Args:
+            folder: made if absent; a captioner that is there is replaced whole, foreign files stay.
+            weights_dtype: "float32", "float16" or "bfloat16"; default: as it was loaded.
+            card: the model card's text; default: the card it was loaded with, else a short one.
+        """
+        text = card or self._card or hub.model_card(title="A showtell captioner")
+        storage.write_folder(folder, **self.save_pieces(weights_dtype=weights_dtype), card=text)
+
+    @classmethod
+    def default(cls, **options: Any) -> Self:
+        """The captioner that comes with showtell: real photos, offline, about 10 MB.
+
+        Example:
+            >>> Captioner.default().encoder.feature_dim
+            1280
+
+        `options` are `from_pretrained`'s `device` and `dtype`. For research and non-commercial use, as the data
+        it was trained on asks; see docs/default-model.md.
+        """
+        return cls.from_pretrained(_DEFAULT_FOLDER, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        encoder: Callable[..., Encoder] | Encoder | None = None,
+        decoder: Callable[..., Decoder] | Decoder | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Load a captioner from a folder or from the Hugging Face Hub, strictly, running nothing that is in it.
+
+        Example:
+            >>> import tempfile
+            >>> from showtell.testing import TinyEncoder, tiny_captioner
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     tiny_captioner().save_pretrained(folder)
+            ...     captioner = Captioner.from_pretrained(folder, encoder=TinyEncoder)
+
+        Args:
+            source: a folder, or a Hub id such as "user/flickr8k-lstm".
+            revision: branch, tag or commit on the Hub.
+            token: the Hub token, or True for the stored one.
+            local_files_only: never ask the network.
+            encoder: for a part that isn't registered: a class or factory is built from the saved config and its
+                weights loaded; an instance is used as it is, and the file's encoder weights are ignored (a warning
+                says so).
+            decoder: likewise.
+            device: where to put it, "cuda" for instance.
+            dtype: what to compute in; default float32.
+
+        Raises:
+            NotFoundError: no such folder or repository.
+            FormatError: not a showtell captioner, or a damaged one.
+            ComponentError: its encoder or decoder isn't known here.
+        """
+        folder = hub.resolve(source, revision=revision, token=token, local_files_only=local_files_only)
+        saved = storage.read_folder(folder)
+        vocabulary = Vocabulary.from_json(saved.tokenizer)
+        makers = {"encoder": encoder, "decoder": decoder}
+        search = search_from_config(saved.config["generation"])
+        # First shapes only, on the meta device: a folder that lies costs no memory.
+        with torch.device("meta"):
+            shapes = {k: _build(k, saved.config[k], maker) for k, maker in makers.items()}  # type: ignore[arg-type]
+        kept = [k for k, maker in makers.items() if isinstance(maker, nn.Module)]
+        expected = storage.expected_tensors(
+            {k: cast(nn.Module, shapes[k]) for k in makers if k not in kept}, saved.config["weights_dtype"]
+        )
+        found = {name: info for name, info in saved.tensors.items() if name.split(".")[0] not in kept}
+        storage.match(expected, found, str(folder))
+        if vocabulary and cast(Decoder, shapes["decoder"]).vocab_size != len(vocabulary):
+            raise FormatError(
+                f"{folder}: the decoder has {cast(Decoder, shapes['decoder']).vocab_size} words and tokenizer.json "
+                f"{len(vocabulary)}; the files don't belong together"
+            )
+        parts = {k: _build(k, saved.config[k], maker) for k, maker in makers.items()}  # type: ignore[arg-type]
+        captioner = cls(cast(Encoder, parts["encoder"]), cast(Decoder, parts["decoder"]), vocabulary, search=search)
+        tensors = saved.load_tensors()
+        state = {name: t for name, t in tensors.items() if name.split(".")[0] not in kept}
+        own = captioner.state_dict()
+        state = {name: t.to(own[name].dtype) for name, t in state.items()}
+        captioner.load_state_dict(state, strict=not kept)
+        captioner._saved_dtype = saved.config["weights_dtype"]
+        captioner._card = saved.card
+        for kind in kept:
+            warnings.warn(
+                f"{folder}: the given {kind} keeps its own weights; the folder's {kind} weights are ignored",
+                stacklevel=2,
+            )
+        return captioner.eval().to(device=device, dtype=dtype)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a showtell captioner",
+        weights_dtype: str | None = None,
+        card: str | None = None,
+    ) -> str:
+        """Save to the Hugging Face Hub and return the address.
+
+        Example:
+            >>> Captioner.default().push_to_hub("user/my-captioner", private=True)  # doctest: +SKIP
+            'https://huggingface.co/user/my-captioner'
+
+        The repository is made if absent. Raises HubError when the Hub can't be reached or refuses.
+        """
+        with storage.scratch_folder() as folder:
+            self.save_pretrained(folder, weights_dtype=weights_dtype, card=card)
+            return hub.push(
+                folder, repo_id, private=private, token=token, revision=revision, commit_message=commit_message
+            )
+
+
+def _parts(captioner: Captioner) -> dict[str, nn.Module]:
+    return {"encoder": cast(nn.Module, captioner.encoder), "decoder": cast(nn.Module, captioner.decoder)}
+
+
+def _component(kind: Kind, part: Any) -> dict[str, Any]:
+    config = part.config()
+    problem = storage.json_problem(config)
+    if problem:
+        raise ArgumentError(f"the {kind} can't be saved: config() of {type(part).__name__} {problem}")
+    return {"name": component_name(kind, type(part)), "class": class_path(type(part)), "config": config}
+
+
+def _build(kind: Kind, entry: dict[str, Any], maker: Any) -> Encoder | Decoder:
+    """Build a part from its saved entry, by the rules of docs/file-format.md."""
+    if isinstance(maker, nn.Module):
+        return cast(Encoder | Decoder, maker)
+    if maker is None:
+        if entry["name"] is None:
+            raise ComponentError(
+                f"the {kind} of this captioner is {entry['class']!r}, which was saved without a registered name; "
+                f"pass it: Captioner.from_pretrained(..., {kind}={entry['class'].split(':')[-1]})"
+            )
+        maker = find_component(kind, entry["name"])
+    try:
+        part: Encoder | Decoder = maker(**entry["config"])
+    except TypeError as error:
+        raise FormatError(f"the saved {kind} config doesn't fit {getattr(maker, '__name__', maker)}: {error}") from error
+    except ArgumentError as error:
+        raise FormatError(f"the saved {kind} config makes no sense: {error}") from error
+    return part
+
+
+def _is_many(images: Any) -> bool:
+    return isinstance(images, (list, tuple)) and not isinstance(images, Features)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if type(batch_size) is not int or batch_size < 1:
+        raise ArgumentError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+
+
+def _sliced(features: Features, start: int, stop: int) -> Features:
+    return Features(*(None if t is None else t[start:stop] for t in features))  # type: ignore[arg-type]
+
+
+def _joined(parts: list[Features]) -> Features:
+    columns = zip(*parts, strict=True)
+    return Features(*(None if ts[0] is None else torch.cat(ts) for ts in columns))  # type: ignore[arg-type]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Any:
+    """Evaluation mode for a while; what was training trains again afterwards."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True

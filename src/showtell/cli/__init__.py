@@ -1,0 +1,46 @@
+"""The command line: `showtell caption | train | info | data`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..errors import ShowtellError
+from ..version import __version__
+from . import caption, data, info, train
+
+__all__ = ["build_parser", "main"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; each has a `--help` with an example."""
+    parser = argparse.ArgumentParser(
+        prog="showtell",
+        description="Image captioning: photo in, sentence out.",
+        epilog="example: showtell caption photo.jpg",
+    )
+    parser.add_argument("--version", action="version", version=f"showtell {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (caption, train, info, data):
+        module.add_command(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 only if everything worked, 1 if some of it failed, 2 for a call that can't work."""
+    options = build_parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except ShowtellError as error:
+        print(f"showtell: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader went away (as in `| head`); point stdout elsewhere so that the interpreter's exit is quiet.
+        sys.stdout = open("/dev/null", "w") if sys.platform != "win32" else open("nul", "w")  # noqa: SIM115, PTH123
+        return 1
+    except KeyboardInterrupt:
+        print("showtell: stopped; the same command continues where this one ended", file=sys.stderr)
+        return 130

@@ -1,0 +1,186 @@
+"""`showtell caption`: files, folders and globs to sentences."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import storage
+from ..bulk import Row, caption_files
+from ..captioner import Captioner
+from ..checks import whole
+from ..errors import ArgumentError, NotFoundError, RunError
+from ..images import IMAGE_SUFFIXES
+from ..progress import bar
+from ..search import parse_search, search_to_config
+from ..version import __version__
+from .common import add_format, add_model, load_model
+
+__all__ = ["add_command", "find_photos"]
+
+
+def add_command(commands: Any) -> None:
+    """Add `caption` to the parser."""
+    parser = commands.add_parser(
+        "caption",
+        help="caption photos",
+        description="Caption photos: files, folders (searched through) and globs.",
+        epilog="example: showtell caption holiday/ --search beam:3 --output captions.jsonl",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a photo, a folder of photos, or a quoted glob")
+    add_model(parser)
+    parser.add_argument("--search", metavar="S", help="greedy, beam:3, ... (default: the model's own)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="photos at a time (default: 16)")
+    parser.add_argument(
+        "--output", metavar="F", help="write rows to F, as JSON lines unless --format text; a rerun continues"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace F instead of continuing it")
+    add_format(parser)
+    parser.set_defaults(run=run)
+
+
+def find_photos(arguments: Sequence[str]) -> list[Path]:
+    """The photos that paths, folders and globs name: in the order given, a folder's own in sorted order.
+
+    Raises NotFoundError for a folder without photos or a glob without matches. A path that doesn't exist is kept:
+    its row will say so.
+    """
+    photos: list[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            if not found:
+                raise NotFoundError(f"{argument}: no photos in this folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            photos += found
+        elif not path.exists() and glob.has_magic(argument):
+            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - absolute patterns too
+            files = [Path(p) for p in matches if Path(p).suffix.lower() in IMAGE_SUFFIXES and Path(p).is_file()]
+            if not files:
+                raise NotFoundError(f"{argument}: no photo matches this pattern")
+            photos += files
+        else:
+            photos.append(path)
+    return photos
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    whole("--batch-size", options.batch_size, 1, 4096)
+    search = parse_search(options.search) if options.search else None
+    photos = find_photos(options.paths)
+    if options.overwrite and not options.output:
+        raise ArgumentError("--overwrite belongs to --output FILE")
+    captioner = load_model(options.model, options.device)
+    search = search or captioner.search
+    style = options.format or ("jsonl" if options.output else "text")
+    failed = 0
+    if not options.output:
+        for rows in caption_files(captioner, photos, search=search, batch_size=options.batch_size):
+            for row in rows:
+                failed += row.error is not None
+                if row.error is not None and style == "text":
+                    print(f"{row.image}: error: {row.error}", file=sys.stderr)
+                else:
+                    print(_line(row, style), flush=True)
+        return 1 if failed else 0
+    output = Path(options.output)
+    identity = {
+        "what": "showtell caption",
+        "version": __version__,
+        "model": _fingerprint(captioner),
+        "search": search_to_config(search),
+        "photos": hashlib.sha256("\0".join(map(str, photos)).encode("utf-8", "surrogateescape")).hexdigest(),
+        "batch_size": options.batch_size,
+        "format": style,
+    }
+    done = _continue(output, identity, options.batch_size, len(photos), overwrite=options.overwrite)
+    if done:
+        print(f"{output}: {done} of {len(photos)} rows are there already", file=sys.stderr)
+    with bar(len(photos), "captions", unit="photo", initial=done) as progress, output.open("ab") as file:
+        for rows in caption_files(captioner, photos, search=search, batch_size=options.batch_size, start=done):
+            text = "".join(_line(row, style) + "\n" for row in rows)
+            file.write(text.encode("utf-8", "surrogateescape"))
+            file.flush()
+            os.fsync(file.fileno())
+            progress.update(len(rows))
+    with output.open("rb") as file:
+        failed = sum(_is_error(line, style) for line in file)
+    print(f"{output}: {len(photos) - failed} captions" + (f", {failed} errors" if failed else ""), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _line(row: Row, style: str) -> str:
+    image = str(row.image)
+    if style == "text":
+        safe = image.replace("\n", "\\n").replace("\t", "\\t")
+        return f"{safe}\t" + (row.caption.text if row.caption else f"error: {row.error}".replace("\n", " "))
+    if row.caption is None:
+        return _json({"image": image, "error": row.error})
+    candidates = [{"caption": c.text, "log_prob": round(c.log_prob, 6)} for c in row.caption.candidates]
+    return _json({"image": image, **candidates[0], "candidates": candidates})
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _is_error(line: bytes, style: str) -> bool:
+    if style == "text":
+        return b"\terror: " in line
+    return "error" in json.loads(line)
+
+
+def _fingerprint(captioner: Captioner) -> str:
+    return storage.fingerprint(**captioner.save_pieces())
+
+
+def _continue(output: Path, identity: dict[str, Any], batch_size: int, total: int, *, overwrite: bool) -> int:
+    """Make the output file ready to be appended to, and return how many rows of it stay."""
+    if output.is_dir():
+        raise ArgumentError(f"--output {output} is a folder; name a file")
+    if not output.parent.is_dir():
+        raise NotFoundError(f"--output {output}: the folder {output.parent} doesn't exist; make it first")
+    beside = output.with_name(output.name + ".run")
+    if overwrite:
+        output.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+    if not beside.exists():
+        if output.exists() and output.stat().st_size:
+            raise RunError(f"{output} exists and no run of showtell began it; name another file or add --overwrite")
+        storage.write_file(beside, (json.dumps(identity, indent=2) + "\n").encode())
+        return 0
+    try:
+        before = json.loads(beside.read_text())
+        differs = sorted(k for k in identity if before.get(k) != identity[k])
+    except (ValueError, AttributeError):
+        differs = ["a damaged " + beside.name]
+    if differs:
+        raise RunError(
+            f"{output} was begun by another command (different: {', '.join(differs)}); repeat that command, "
+            "name another file, or start over with --overwrite"
+        )
+    if not output.exists():
+        return 0
+    # Keep whole batches only, so that every batch is captioned as in an undisturbed run.
+    ends = [0, *_line_ends(output)]
+    rows = min(len(ends) - 1, total)
+    kept = rows if rows == total else rows // batch_size * batch_size
+    os.truncate(output, ends[kept])
+    return kept
+
+
+def _line_ends(path: Path) -> Iterator[int]:
+    position = 0
+    with path.open("rb") as file:
+        for line in file:
+            position += len(line)
+            if line.endswith(b"\n"):
+                yield position

@@ -1,0 +1,22 @@
+"""Data: records, readers, the feature cache and batches."""
+
+from .batches import Batch, Batches, prefetched
+from .cache import FeatureCache
+from .inputs import CachedInputs, ImageInputs
+from .objects import from_objects
+from .readers import read_dataset
+from .records import Dataset, Problem, Record
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "CachedInputs",
+    "Dataset",
+    "FeatureCache",
+    "ImageInputs",
+    "Problem",
+    "Record",
+    "from_objects",
+    "prefetched",
+    "read_dataset",
+]

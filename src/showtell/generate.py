@@ -1,0 +1,90 @@
+"""Decoder + features + search -> hypotheses, for people who bring a decoder and features only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .checks import whole
+from .errors import ArgumentError
+from .protocols import Decoder, Features
+from .rows import Rows
+from .search import Greedy, Hypotheses, Search
+
+__all__ = ["generate"]
+
+
+def generate(
+    decoder: Decoder,
+    features: Features,
+    search: Search = Greedy(),  # noqa: B008 (frozen)
+    *,
+    start: int = 1,
+    end: int = 2,
+    forbid: Sequence[int] = (0, 1, 3),
+) -> Hypotheses:
+    """Caption N images, given as features, with any decoder and any search.
+
+    Example:
+        >>> import torch
+        >>> from showtell.decoders import LSTMDecoder
+        >>> decoder = LSTMDecoder(vocab_size=20, feature_dim=8, embed_dim=4, hidden_dim=4)
+        >>> found = generate(decoder, Features(pooled=torch.randn(2, 8)), Greedy(max_length=6))
+        >>> found.tokens.shape
+        torch.Size([2, 1, 6])
+
+    The decoder runs in eval mode (put back afterwards) and without gradients; log-probabilities are the model's own
+    in float32 (float64 for a float64 decoder). The words of `forbid` never appear; the others are not rescaled.
+    Forbidding the end token gives captions of exactly `max_length` tokens.
+
+    Args:
+        decoder: any decoder, on the device of the features.
+        features: of N images; N may be 0.
+        search: `Greedy(...)`, `Beam(...)` or one of your own.
+        start: the id of the start token.
+        end: the id of the end token.
+        forbid: ids that may not be chosen; by default `<pad>`, `<start>` and `<unk>`.
+
+    Raises:
+        ArgumentError: an id outside the vocabulary, or features the decoder can't take.
+        RunError: the decoder returned NaN, or every word is forbidden.
+    """
+    for name, ids in (("start", (start,)), ("end", (end,)), ("forbid", tuple(forbid))):
+        for one in ids:
+            whole(f"{name} token", one, 0, decoder.vocab_size - 1)
+    if not isinstance(features, Features):
+        raise ArgumentError(f"generate takes Features, as an encoder returns them, not {type(features).__name__}")
+    images, device = features.pooled.shape[0], features.pooled.device
+    forbidden = torch.tensor(sorted(set(forbid)), dtype=torch.int64, device=device)
+    memory: Rows = {}
+    state: Rows = {}
+
+    def step(prefix: Tensor, state: Rows) -> tuple[Tensor, Rows]:
+        logits, state = decoder.step(prefix[:, -1], state, memory)
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        log_probs = logits.log_softmax(dim=-1, dtype=dtype)
+        return log_probs.index_fill_(1, forbidden, -torch.inf), state
+
+    with torch.inference_mode(), _eval(decoder):
+        if images:
+            memory = decoder.prepare(features)
+            state = decoder.initial_state(memory, search.max_length)
+        found = search(step, state, images=images, start=start, end=end, device=device)
+    # Autograd refuses inference tensors; a copy made out here is an ordinary one, fit to train on.
+    return Hypotheses(*(t.clone() for t in found))
+
+
+@contextmanager
+def _eval(decoder: Decoder) -> Iterator[None]:
+    """Eval mode inside; each submodule's own mode is put back afterwards."""
+    training = [m for m in decoder.modules() if m.training] if isinstance(decoder, nn.Module) else []
+    try:
+        if isinstance(decoder, nn.Module):
+            decoder.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,23 @@
+"""Turning next-word log-probabilities into captions. A search knows a step function and no model.
+
+N images, K hypotheses an image, R = N * K rows (row r belongs to image r // K), T = `max_length`, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from .base import Chosen, Hypotheses, Search, Step
+from .beam import Beam
+from .config import parse_search, search_from_config, search_to_config
+from .greedy import Greedy
+
+__all__ = [
+    "Beam",
+    "Chosen",
+    "Greedy",
+    "Hypotheses",
+    "Search",
+    "Step",
+    "parse_search",
+    "search_from_config",
+    "search_to_config",
+]

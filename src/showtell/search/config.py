@@ -1,0 +1,81 @@
+"""A search as JSON values and as the command line spells it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..errors import ArgumentError
+from .base import Search
+from .beam import Beam
+from .greedy import Greedy
+
+__all__ = ["parse_search", "search_from_config", "search_to_config"]
+
+_SEARCHES: dict[str, type[Greedy] | type[Beam]] = {"greedy": Greedy, "beam": Beam}
+
+
+def search_to_config(search: Search) -> dict[str, Any]:
+    """A search as JSON values, what config.json keeps as generation defaults.
+
+    Example:
+        >>> search_to_config(Beam(size=5))
+        {'name': 'beam', 'size': 5, 'max_length': 20, 'length_penalty': 0.0}
+
+    Raises ArgumentError for a search that isn't one of showtell's own.
+    """
+    for name, cls in _SEARCHES.items():
+        if type(search) is cls:
+            return {"name": name, **{option: getattr(search, option) for option in cls.__dataclass_fields__}}
+    raise ArgumentError(f"a captioner's default search is one of {', '.join(_SEARCHES)}, not {search!r:.200}")
+
+
+def search_from_config(config: dict[str, Any]) -> Greedy | Beam:
+    """Read what `search_to_config` wrote.
+
+    Example:
+        >>> search_from_config({"name": "greedy", "max_length": 30})
+        Greedy(max_length=30)
+
+    Options left out have their defaults. Raises ArgumentError for anything else.
+    """
+    if not isinstance(config, dict) or not isinstance(config.get("name"), str) or config["name"] not in _SEARCHES:
+        raise ArgumentError(f"a search is a dict with a name out of {', '.join(_SEARCHES)}, not {config!r:.200}")
+    cls = _SEARCHES[config["name"]]
+    options = {key: value for key, value in config.items() if key != "name"}
+    surplus = sorted(repr(key)[:50] for key in options if key not in cls.__dataclass_fields__)
+    if surplus:
+        known = ", ".join(cls.__dataclass_fields__)
+        raise ArgumentError(f"the search {config['name']!r} has no option {', '.join(surplus)}; it has {known}")
+    return cls(**options)
+
+
+def parse_search(text: str) -> Greedy | Beam:
+    """Read a search from the command line's spelling: a name, then options after a colon.
+
+    Example:
+        >>> parse_search("beam:5,max_length=30,length_penalty=0.7")
+        Beam(size=5, max_length=30, length_penalty=0.7)
+        >>> parse_search("greedy")
+        Greedy(max_length=20)
+
+    A bare number is the beam's size. Raises ArgumentError for anything else.
+    """
+    wrong = ArgumentError(
+        f'{text!r:.100} is no search; write "greedy", "greedy:max_length=30", "beam:5" or '
+        '"beam:5,max_length=30,length_penalty=0.7"'
+    )
+    if not isinstance(text, str):
+        raise wrong
+    name, colon, rest = text.partition(":")
+    if name not in _SEARCHES:
+        raise wrong
+    config: dict[str, Any] = {"name": name}
+    for place, part in enumerate(rest.split(",") if colon else []):
+        key, equals, value = part.partition("=")
+        if place == 0 and not equals and name == "beam":
+            key, value = "size", part
+        if key in config or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value, re.ASCII):
+            raise wrong
+        config[key] = float(value) if "." in value else int(value)
+    return search_from_config(config)

@@ -1,0 +1,63 @@
+"""JSON from strangers: one object, of bounded size and depth, each key once, every number finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+from .errors import FormatError
+
+__all__ = ["parse_object"]
+
+
+def parse_object(text: str | bytes, what: str, *, limit: int, depth: int = 20) -> dict[str, Any]:
+    """Parse one JSON object and refuse what a careless parser lets through.
+
+    Example:
+        >>> parse_object('{"size": 3}', "config.json", limit=1000)
+        {'size': 3}
+
+    `what` names the text in errors; `limit` is its longest size in characters (bytes for bytes); `depth` how many
+    objects and lists may lie inside each other. Raises FormatError for text that is too long, not UTF-8, not JSON or
+    not an object, for nesting too deep, a key given twice, and NaN or infinite numbers.
+    """
+    if len(text) > limit:
+        raise FormatError(f"{what} is {len(text):,} characters long; at most {limit:,} are read")
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)
+    except RecursionError:
+        raise FormatError(f"{what} nests deeper than {depth} levels") from None
+    except ValueError as error:
+        raise FormatError(f"{what} isn't valid JSON: {error!s:.200}") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{what} must hold a JSON object, not a {type(value).__name__}")
+    layer: list[Any] = [value]
+    for _ in range(depth):
+        children = (child for parent in layer for child in (parent.values() if isinstance(parent, dict) else parent))
+        layer = [child for child in children if isinstance(child, dict | list)]
+        if not layer:
+            return value
+    raise FormatError(f"{what} nests deeper than {depth} levels")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r:.100} is given twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text:.30} is too large")
+    return value
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")

@@ -1,0 +1,24 @@
+"""Training: objectives, the trainer, recipes, and `train`, the one call for people."""
+
+from .objectives import CrossEntropy, Objective, Term
+from .recipe import Recipe, list_recipes, load_recipe
+from .run import TrainResult, train
+from .schedule import WarmupCosine
+from .trainer import BatchSource, StepReport, Trainer
+from .vocab_transfer import with_vocabulary
+
+__all__ = [
+    "BatchSource",
+    "CrossEntropy",
+    "Objective",
+    "Recipe",
+    "StepReport",
+    "Term",
+    "TrainResult",
+    "Trainer",
+    "WarmupCosine",
+    "list_recipes",
+    "load_recipe",
+    "train",
+    "with_vocabulary",
+]

@@ -1,0 +1,198 @@
+"""From a recipe to the captioner that a run starts with: encoder, vocabulary, decoder, optimizer."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from .. import encoders, storage
+from ..captioner import Captioner
+from ..decoders import LSTMDecoder
+from ..errors import ArgumentError
+from ..protocols import Encoder, SplitEncoder
+from ..vocabulary import Vocabulary
+from .recipe import Recipe
+from .vocab_transfer import with_vocabulary
+
+__all__ = ["Init", "assemble", "fingerprint", "least_count", "load_init", "make_optimizer", "trunk_trains"]
+
+Init = str | os.PathLike[str] | Captioner | None
+Say = Callable[[str], None]
+
+_DECODER_KEYS = ("embed_dim", "hidden_dim", "layers", "dropout", "image", "tied")
+_CAPTIONS_A_COUNT = 2000
+
+
+def load_init(init: Init) -> Captioner | None:
+    """The captioner that a run starts from: "default" is the bundled one, None none."""
+    if init is None or isinstance(init, Captioner):
+        return init
+    return Captioner.default() if init == "default" else Captioner.from_pretrained(init)
+
+
+def fingerprint(part: Captioner | nn.Module | str | None) -> str | None:
+    """64 hexadecimal digits that change with any weight, word or setting; a name and None stand for themselves."""
+    if part is None or isinstance(part, str):
+        return part
+    if isinstance(part, Captioner):
+        return storage.fingerprint(**part.save_pieces(weights_dtype="float32"))
+    digest = hashlib.sha256(json.dumps(cast(Any, part).config(), sort_keys=True).encode())
+    for name, tensor in sorted(storage.saved_tensors({"part": part}, "float32").items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def least_count(recipe: Recipe, captions: int) -> int:
+    """How often a word must occur: once per 2,000 captions, at most the recipe's min_count, so small data keeps words.
+
+    Example:
+        >>> from showtell.training import load_recipe
+        >>> [least_count(load_recipe("default"), n) for n in (90, 5_000, 30_000)]
+        [1, 2, 5]
+    """
+    return min(recipe.min_count, max(1, captions // _CAPTIONS_A_COUNT))
+
+
+def assemble(
+    recipe: Recipe, start: Captioner | None, encoder: str | nn.Module | None, captions: Sequence[str], say: Say
+) -> Captioner:
+    """The captioner before its first step.
+
+    start: a captioner whose encoder, decoder and words carry over (it is left alone); None: a new decoder, on the
+    given encoder, the recipe's, or the bundled captioner's. Draws its fresh weights from recipe.seed; the caller's
+    random numbers are left alone.
+    """
+    if start is not None and encoder is not None:
+        raise ArgumentError(
+            "an encoder of your own goes with init=None (--init none); a captioner to start from brings its own"
+        )
+    count = least_count(recipe, len(captions))
+    if count < recipe.min_count:
+        say(f"vocabulary: words seen {count} times or more are kept (few captions; the recipe says {recipe.min_count})")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)
+        made = _new(recipe, encoder, captions, count) if start is None else _grown(recipe, start, captions, count, say)
+        made.encoder = cast(Encoder, _with_training(made.encoder, recipe.train_encoder))
+    unknown = made.vocabulary.unknown(captions)
+    say(f"vocabulary: {len(made.vocabulary):,} entries; {unknown.rate:.1%} of the training words are unknown to it")
+    return made
+
+
+def _new(recipe: Recipe, encoder: str | nn.Module | None, captions: Sequence[str], count: int) -> Captioner:
+    chosen = recipe.encoder if encoder is None else encoder
+    part: Any
+    if isinstance(chosen, nn.Module):
+        part = copy.deepcopy(chosen)
+    elif chosen == "default":
+        part = Captioner.default().encoder
+    else:
+        part = encoders.create_pretrained(chosen)
+    vocabulary = Vocabulary.build(
+        captions,
+        kind=cast(Any, recipe.vocabulary),
+        min_count=count,
+        max_size=recipe.max_size or None,
+        lowercase=recipe.lowercase,
+    )
+    options: dict[str, Any] = {key: getattr(recipe, key) for key in _DECODER_KEYS}
+    decoder = LSTMDecoder(len(vocabulary), part.feature_dim, **options)
+    return Captioner(part, decoder, vocabulary, search=recipe.search)
+
+
+def _grown(recipe: Recipe, start: Captioner, captions: Sequence[str], count: int, say: Say) -> Captioner:
+    old = start.vocabulary
+    words = old
+    if old.kind == "word":
+        size = max(recipe.max_size, len(old)) if recipe.max_size else None
+        words = old.grown(captions, min_count=count, max_size=size)
+    decoder: Any = with_vocabulary(start.decoder, old, words)
+    say(f"starting from a captioner: its {len(old):,} words, and {len(words) - len(old):,} new ones")
+    config = start.decoder.config()
+    other = [key for key in _DECODER_KEYS if key in config and config[key] != getattr(recipe, key)]
+    if other:
+        kept = ", ".join(f"{key}={config[key]!r}" for key in other)
+        say(f"its decoder is kept: {kept}, whatever the recipe says")
+    if recipe.encoder != "default":
+        say(f"its encoder is kept, though the recipe names {recipe.encoder!r}; use --init none for that one")
+    return Captioner(copy.deepcopy(start.encoder), decoder, words, search=recipe.search)
+
+
+def _with_training(encoder: Encoder, wanted: bool | tuple[str, ...]) -> nn.Module:
+    """The encoder with its trunk trainable as the recipe wants; a head always trains."""
+    config = encoder.config()
+    module = cast(nn.Module, encoder)
+    setting = list(wanted) if isinstance(wanted, tuple) else wanted
+    if "trainable" in config:
+        if config["trainable"] == setting:
+            return module
+        other = cast(nn.Module, type(encoder)(**{**config, "trainable": setting}))
+        other.load_state_dict(module.state_dict())
+        return other
+    head = _head_names(encoder)
+    names = [name for name, _ in module.named_parameters()]
+    if isinstance(wanted, tuple):
+        for prefix in wanted:
+            if not any(name == prefix or name.startswith(f"{prefix}.") for name in names):
+                known = ", ".join(name for name, _ in module.named_children())
+                raise ArgumentError(f"train_encoder: the encoder has no part {prefix!r}; its parts are {known}")
+    for name, parameter in module.named_parameters():
+        named = isinstance(wanted, tuple) and any(name == p or name.startswith(f"{p}.") for p in wanted)
+        parameter.requires_grad_(wanted is True or named or name in head)
+    return module
+
+
+def _head_names(encoder: Encoder) -> set[str]:
+    """The parameters that `encoder.head` uses, found by asking it for a gradient."""
+    module = cast(nn.Module, encoder)
+    named = dict(module.named_parameters())
+    if not isinstance(encoder, SplitEncoder) or not named:
+        return set()
+    before = {name: p.requires_grad for name, p in named.items()}
+    like = next(iter(named.values()))
+    training = module.training
+    module.eval().requires_grad_(True)
+    spec = encoder.image_spec
+    with torch.no_grad():
+        trunk = encoder.trunk(torch.zeros(1, 3, spec.height, spec.width, dtype=like.dtype, device=like.device))
+    made = encoder.head(trunk)
+    sums = [t.sum() for t in (made.pooled, made.grid) if t is not None and t.requires_grad]
+    grads = torch.autograd.grad(sums, list(named.values()), allow_unused=True) if sums else [None] * len(named)
+    for name, flag in before.items():
+        named[name].requires_grad_(flag)
+    module.train(training)
+    return {name for name, grad in zip(named, grads, strict=True) if grad is not None}
+
+
+def trunk_trains(encoder: Encoder) -> list[str]:
+    """The trainable parameters before the head: where there is one, features can't be computed once and kept."""
+    training = [name for name, p in cast(nn.Module, encoder).named_parameters() if p.requires_grad]
+    if not training:
+        return []
+    head = _head_names(encoder)
+    return [name for name in training if name not in head]
+
+
+def make_optimizer(captioner: Captioner, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; the encoder's trunk has a learning rate of its own, vectors (biases, norms) have no weight decay."""
+    trunk = {f"encoder.{name}" for name in trunk_trains(captioner.encoder)}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in captioner.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name in trunk, parameter.ndim > 1), []).append(parameter)
+    settings = [
+        {
+            "params": parameters,
+            "lr": recipe.encoder_learning_rate if slow else recipe.learning_rate,
+            "weight_decay": recipe.weight_decay if decays else 0.0,
+        }
+        for (slow, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+    return torch.optim.AdamW(settings, fused=captioner.device.type in ("cpu", "cuda"))

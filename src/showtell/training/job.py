@@ -1,0 +1,215 @@
+"""What a run is made of: its data, features, batches and trainer, and how far it is."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from .. import hub
+from ..captioner import Captioner
+from ..data import Batches, CachedInputs, Dataset, FeatureCache, ImageInputs, Record, from_objects, read_dataset
+from ..data.inputs import load_records
+from ..data.records import listed
+from ..errors import DataError
+from ..evaluate import evaluate, teacher_forced_loss
+from ..image_spec import ImageSpec
+from ..progress import bar
+from .assemble import make_optimizer, trunk_trains
+from .objectives import CrossEntropy
+from .recipe import Recipe
+from .run_folder import RunFolder
+from .schedule import WarmupCosine
+from .trainer import Trainer
+
+__all__ = ["Job", "Progress", "Say", "card", "open_data", "prepare", "usable"]
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Progress:
+    """Where a run stands, apart from the weights; a checkpoint holds it."""
+
+    best_step: int | None = None
+    best_score: float = -1.0
+    best_loss: float = math.inf
+    stale: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def better(self, score: float, loss: float) -> bool:
+        """Whether BLEU-4 rose by a tenth of a point, or stayed equal to a tenth while the loss fell."""
+        return (round(score, 3), -loss) > (round(self.best_score, 3), -self.best_loss)
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a run.
+
+    val: the photos to choose by, with their references. total: steps in all. epoch: steps an epoch.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    captioner: Captioner
+    trainer: Trainer
+    train: Batches
+    val: Batches
+    references: list[tuple[str, ...]]
+    total: int
+    epoch: int
+    say: Say
+    show: bool | None
+
+    def done(self, progress: Progress) -> bool:
+        """Whether all steps are done, or too many evaluations went by without a better one."""
+        patience = self.recipe.patience
+        return self.trainer.step_count >= self.total or (patience > 0 and progress.stale >= patience)
+
+    def due(self, step: int) -> bool:
+        """Whether that step ends with an evaluation."""
+        return step % (self.epoch * self.recipe.evaluate_every_epochs) == 0 or step == self.total
+
+    def scores(self) -> tuple[float, float]:
+        """On the validation photos: BLEU-4 of generated captions, and the teacher-forced loss."""
+        found = evaluate(
+            self.captioner,
+            self.val.inputs,
+            self.references,
+            search=self.recipe.search,
+            batch_size=self.recipe.photos,
+            trunk=self.val.trunk,
+            show=self.show,
+        )
+        loss = teacher_forced_loss(self.captioner, map(self.val.batch, range(self.val.per_epoch)))
+        return found.bleu4, loss
+
+
+def open_data(data: Any, images: Any, image_column: str | None, caption_column: str | None) -> Dataset:
+    """A path, a Dataset, or an object with rows, as a Dataset."""
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return read_dataset(data, images=images, image_column=image_column, caption_column=caption_column)
+    return from_objects(data, image_column=image_column, caption_column=caption_column)
+
+
+def usable(dataset: Dataset, plan: Recipe, skip_bad: bool, say: Say) -> tuple[list[Record], list[Record]]:
+    """The photos to train on and those to choose by; bad rows stop the run, or are counted."""
+    for note in dataset.notes:
+        say(note)
+    _stop_or_say(dataset.problems, skip_bad, say)
+    training = list(dataset.split("train"))
+    validating = list(dataset.split("val"))[: plan.val_photos]
+    if not training or not validating:
+        raise DataError(
+            f"{len(training)} photos to train on and {len(validating)} to validate on; each needs at least one. "
+            "Name splits train and val, or give none and let showtell hold out a tenth"
+        )
+    say(dataset.summary())
+    return training, validating
+
+
+def _stop_or_say(problems: Sequence[object], skip_bad: bool, say: Say) -> None:
+    if not problems:
+        return
+    count = f"{len(problems):,} bad row{'s' * (len(problems) != 1)}"
+    if not skip_bad:
+        raise DataError(f"{count}; mend them, or leave them out with skip_bad=True (--skip-bad){listed(problems)}")
+    say(f"skipping {count}:{listed(problems)}")
+
+
+def prepare(
+    plan: Recipe,
+    folder: RunFolder,
+    captioner: Captioner,
+    training: list[Record],
+    validating: list[Record],
+    *,
+    skip_bad: bool,
+    say: Say,
+    show: bool | None,
+) -> Job:
+    """Features, batches and trainer."""
+    records = [*training, *validating]
+    bad = _wordless(records, captioner, skip_bad, say)
+    if trunk_trains(captioner.encoder):
+        cache = None
+        bad |= _unreadable(records, skip_bad, say, show)
+        say("the encoder's trunk is trained: photos are read anew for every batch")
+    else:
+        cache = FeatureCache.build(
+            folder.features,
+            captioner.encoder,
+            records,
+            device=captioner.device,
+            skip_bad=skip_bad,
+            show=show,
+            say=say,
+        )
+        bad |= cache.bad
+
+    def batches(rows: list[int], seed: int) -> Batches:
+        if not rows:
+            raise DataError(f"{len(bad):,} photos are left out; too few are left to train and to validate on")
+        kept = [records[i] for i in rows]
+        return Batches(
+            kept,
+            captioner.vocabulary,
+            ImageInputs(kept, captioner.encoder.image_spec) if cache is None else CachedInputs(cache, rows),
+            photos=plan.photos,
+            captions=plan.captions,
+            max_length=plan.max_length,
+            seed=seed,
+            trunk=cache is not None,
+        )
+
+    train = batches([i for i in range(len(training)) if i not in bad], plan.seed)
+    val_rows = [i for i in range(len(training), len(records)) if i not in bad]
+    val = batches(val_rows, 0)
+    # Few photos: an epoch goes through them several times, so that all epochs together have min_steps.
+    epoch = max(math.ceil(train.per_epoch / plan.accumulate), math.ceil(plan.min_steps / plan.epochs))
+    total = epoch * plan.epochs
+    trainer = Trainer(
+        captioner,
+        CrossEntropy(plan.label_smoothing),
+        make_optimizer(captioner, plan),
+        WarmupCosine(min(plan.warmup, total // 10), total),
+        precision=cast(Any, plan.precision),
+        accumulate=plan.accumulate,
+        clip_norm=plan.clip_norm or None,
+        seed=plan.seed,
+    )
+    references = [records[i].captions for i in val_rows]
+    return Job(plan, folder, captioner, trainer, train, val, references, total, epoch, say, show)
+
+
+def _wordless(records: Sequence[Record], captioner: Captioner, skip_bad: bool, say: Say) -> frozenset[int]:
+    """The positions of photos whose captions hold no word, such as "!!!"."""
+    split = captioner.vocabulary.split
+    found = [i for i, record in enumerate(records) if not any(split(caption) for caption in record.captions)]
+    _stop_or_say([f"{records[i].source}: no caption of {records[i].id} has a word" for i in found], skip_bad, say)
+    return frozenset(found)
+
+
+def _unreadable(records: Sequence[Record], skip_bad: bool, say: Say, show: bool | None) -> frozenset[int]:
+    """The positions of photos that can't be read: looked for now rather than in the middle of the training."""
+    tiny = ImageSpec(32, 32)
+    bad: dict[int, str] = {}
+    with bar(len(records), "opening photos", unit="photo", show=show) as progress:
+        for start in range(0, len(records), 64):
+            found = load_records(records[start : start + 64], tiny)[1]
+            bad.update({start + number: reason for number, reason in found.items()})
+            progress.update(len(records[start : start + 64]))
+    _stop_or_say(list(bad.values()), skip_bad, say)
+    return frozenset(bad)
+
+
+def card(job: Job, progress: Progress) -> str:
+    """The model card of the captioner so far."""
+    return hub.model_card(title="A showtell captioner")

@@ -1,0 +1,244 @@
+"""Recipes: everything that a training run is told, from a small TOML file."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..checks import choice, flag, number, whole
+from ..errors import ArgumentError, ComponentError, NotFoundError, ShowtellError
+from ..search import parse_search
+
+__all__ = ["Recipe", "list_recipes", "load_recipe"]
+
+_SECTIONS = {
+    "encoder": ("encoder", "train_encoder", "encoder_learning_rate"),
+    "decoder": ("embed_dim", "hidden_dim", "layers", "dropout", "image", "tied"),
+    "vocabulary": ("vocabulary", "min_count", "max_size", "lowercase"),
+    "batch": ("photos", "captions", "max_length", "accumulate"),
+    "optimizer": (
+        "epochs",
+        "min_steps",
+        "learning_rate",
+        "weight_decay",
+        "warmup",
+        "label_smoothing",
+        "clip_norm",
+        "precision",
+        "seed",
+    ),
+    "validation": ("evaluate_every_epochs", "val_photos", "patience", "search"),
+    "saving": ("weights_dtype", "save_every_steps"),
+}
+_HOME = {key: section for section, keys in _SECTIONS.items() for key in keys}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every setting of a training run; `load_recipe` makes one, `recipe.changed(...)` another.
+
+    Example:
+        >>> recipe = load_recipe("default").changed({"epochs": 3})
+        >>> recipe.epochs, recipe.search
+        (3, 'beam:3')
+
+    What each setting means stands beside it in recipes/default.toml, which is where the defaults live.
+
+    Raises:
+        ArgumentError: a value out of its range.
+    """
+
+    encoder: str
+    train_encoder: bool | tuple[str, ...]
+    encoder_learning_rate: float
+    embed_dim: int
+    hidden_dim: int
+    layers: int
+    dropout: float
+    image: str
+    tied: bool
+    vocabulary: str
+    min_count: int
+    max_size: int
+    lowercase: bool
+    photos: int
+    captions: int
+    max_length: int
+    accumulate: int
+    epochs: int
+    min_steps: int
+    learning_rate: float
+    weight_decay: float
+    warmup: int
+    label_smoothing: float
+    clip_norm: float
+    precision: str
+    seed: int
+    evaluate_every_epochs: int
+    val_photos: int
+    patience: int
+    search: str
+    weights_dtype: str
+    save_every_steps: int
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, and give every number its type."""
+        self._check_model()
+        for key, low, high in (
+            ("photos", 1, 4096),
+            ("captions", 1, 100),
+            ("max_length", 1, 1000),
+            ("accumulate", 1, 4096),
+            ("epochs", 1, 100_000),
+            ("min_steps", 0, 10**8),
+            ("warmup", 0, 10**8),
+            ("seed", 0, 2**63 - 1),
+            ("evaluate_every_epochs", 1, 100_000),
+            ("val_photos", 1, 10**8),
+            ("patience", 0, 100_000),
+            ("save_every_steps", 1, 10**8),
+        ):
+            whole(key, getattr(self, key), low, high)
+        for key, low_, high_ in (
+            ("encoder_learning_rate", 0.0, 10.0),
+            ("learning_rate", 0.0, 10.0),
+            ("weight_decay", 0.0, 1.0),
+            ("label_smoothing", 0.0, 0.9),
+            ("clip_norm", 0.0, 1e6),
+        ):
+            object.__setattr__(self, key, number(key, getattr(self, key), low_, high_))
+        choice("precision", self.precision, ("fp32", "bf16"))
+        choice("weights_dtype", self.weights_dtype, ("float32", "float16", "bfloat16"))
+        if not isinstance(self.search, str):
+            raise ArgumentError(f'search must be a text such as "beam:3", not {self.search!r:.100}')
+        parse_search(self.search)
+
+    def _check_model(self) -> None:
+        if not isinstance(self.encoder, str) or not 1 <= len(self.encoder) <= 200:
+            raise ArgumentError(f'encoder must be a name such as "default" or "timm:NAME", not {self.encoder!r:.100}')
+        trained = self.train_encoder
+        if isinstance(trained, list | tuple):
+            if not trained or not all(isinstance(name, str) and name for name in trained):
+                raise ArgumentError(
+                    f"train_encoder must be true, false or a list of module names, not {trained!r:.100}"
+                )
+            object.__setattr__(self, "train_encoder", tuple(trained))
+        elif type(trained) is not bool:
+            raise ArgumentError(f"train_encoder must be true, false or a list of module names, not {trained!r:.100}")
+        whole("embed_dim", self.embed_dim, 1, 16384)
+        whole("hidden_dim", self.hidden_dim, 1, 16384)
+        whole("layers", self.layers, 1, 32)
+        object.__setattr__(self, "dropout", number("dropout", self.dropout, 0.0, 0.95))
+        choice("image", self.image, ("first", "initial-state", "every-step"))
+        flag("tied", self.tied)
+        choice("vocabulary", self.vocabulary, ("word", "bpe"))
+        whole("min_count", self.min_count, 1, 10**6)
+        whole("max_size", self.max_size, 0, 10**6)
+        flag("lowercase", self.lowercase)
+
+    def changed(self, overrides: Mapping[str, Any]) -> Recipe:
+        """A copy with other values; raises ArgumentError for an unknown name, naming the nearest one."""
+        for key in overrides:
+            if key not in _HOME:
+                raise ArgumentError(f"a recipe has no setting {key!r:.100}{_nearest(key, _HOME)}")
+        return Recipe(**{**self.values(), **overrides})
+
+    def values(self) -> dict[str, Any]:
+        """Setting -> value, as JSON and TOML have them."""
+        found = asdict(self)
+        if isinstance(self.train_encoder, tuple):
+            found["train_encoder"] = list(self.train_encoder)
+        return found
+
+
+def list_recipes() -> dict[str, str]:
+    """The recipes that come with showtell: name -> what its file says first.
+
+    Example:
+        >>> sorted(list_recipes())
+        ['default', 'tiny']
+    """
+    folder = files(__package__).joinpath("recipes")
+    found = {}
+    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".toml"):
+            lines = entry.read_text(encoding="utf-8").splitlines()
+            found[entry.name.removesuffix(".toml")] = lines[0].lstrip("# ") if lines else ""
+    return found
+
+
+def load_recipe(source: str | os.PathLike[str] | Recipe = "default") -> Recipe:
+    """A recipe by name, or from a TOML file of your own; what it doesn't say is as in the default recipe.
+
+    Example:
+        >>> load_recipe("tiny").hidden_dim
+        128
+
+    A text that ends in ".toml" or holds a slash is a file.
+
+    Raises:
+        ComponentError: no recipe of that name.
+        NotFoundError: no such file.
+        ArgumentError: not TOML, an unknown section or setting (the nearest is named), a value out of its range.
+    """
+    if isinstance(source, Recipe):
+        return source
+    default = Recipe(**_settings(_bundled("default"), "recipe default"))
+    name = os.fspath(source)
+    if not isinstance(source, str) or name.endswith(".toml") or "/" in name or os.sep in name:
+        path = Path(name)
+        if not path.is_file():
+            raise NotFoundError(f"no recipe file {name!r}")
+        text, where = path.read_bytes().decode("utf-8", errors="replace"), str(path)
+    else:
+        text, where = _bundled(name), f"recipe {name}"
+    try:
+        return default.changed(_settings(text, where))
+    except ShowtellError as error:
+        raise ArgumentError(error.args[0] if where in str(error) else f"{where}: {error}") from error
+
+
+def _bundled(name: str) -> str:
+    known = list_recipes()
+    if name not in known:
+        raise ComponentError(
+            f"no recipe {name!r:.100}{_nearest(name, known)}; there are {', '.join(known)}, or pass the path of a "
+            ".toml file"
+        )
+    return files(__package__).joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
+
+
+def _settings(text: str, where: str) -> dict[str, Any]:
+    """Flatten the sections, each key in its own one."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ArgumentError(f"{where}: not TOML: {error}") from error
+    settings: dict[str, Any] = {}
+    for section, values in document.items():
+        if section not in _SECTIONS:
+            hint = f"; it belongs in [{_HOME[section]}]" if section in _HOME else _nearest(section, _SECTIONS)
+            raise ArgumentError(f"{where}: a recipe has no section [{section}]{hint}")
+        if not isinstance(values, dict):
+            raise ArgumentError(
+                f"{where}: {section} = {values!r:.100} stands outside a section; "
+                f"put it under [{_HOME.get(section, section)}]"
+            )
+        for key, value in values.items():
+            if key not in _HOME:
+                raise ArgumentError(f"{where}: [{section}] has no setting {key!r:.100}{_nearest(key, _HOME)}")
+            if _HOME[key] != section:
+                raise ArgumentError(f"{where}: {key} belongs in [{_HOME[key]}], not in [{section}]")
+            settings[key] = value
+    return settings
+
+
+def _nearest(name: Any, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"

@@ -1,0 +1,253 @@
+"""`train`: from a folder of photos and captions to a saved captioner, in one call that can be killed and repeated."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checks import whole
+from ..errors import ArgumentError
+from ..progress import bar
+from ..version import __version__
+from .assemble import Init, assemble, fingerprint, load_init
+from .job import Job, Progress, Say, card, open_data, prepare, usable
+from .recipe import Recipe, load_recipe
+from .run_folder import RunFolder
+from .trainer import StepReport
+
+__all__ = ["TrainResult", "train"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    output: the folder, which is the best captioner. best_step: when it was best. best_score: its BLEU-4 on the
+    validation photos, 0..1. steps: how many were done. seconds: spent training and evaluating, all sessions together.
+    """
+
+    output: Path
+    best_step: int
+    best_score: float
+    steps: int
+    seconds: float
+
+
+def train(
+    data: Any,
+    output: str | os.PathLike[str],
+    *,
+    recipe: str | os.PathLike[str] | Recipe = "default",
+    init: Init = "default",
+    encoder: str | nn.Module | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    skip_bad: bool = False,
+    restart: bool = False,
+    threads: int | None = None,
+    device: str | torch.device | None = None,
+    show: bool | None = None,
+    say: Say = print,
+) -> TrainResult:
+    """Train a captioner on photos with captions; the same call again continues where it stopped.
+
+    Example:
+        >>> import tempfile
+        >>> from showtell import Dataset, Record
+        >>> from showtell.testing import tiny_captioner
+        >>> photos = [torch.full((3, 32, 32), i / 4) for i in range(5)]
+        >>> records = tuple(
+        ...     Record(f"{i}", photo, ("a wall",), "train" if i else "val", "made up") for i, photo in enumerate(photos)
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     settings = {"epochs": 1, "min_steps": 3}
+        ...     train(Dataset(records), folder, init=tiny_captioner(), overrides=settings, say=lambda text: None).steps
+        3
+
+    The best captioner so far, by BLEU-4 of captions generated for the validation photos, is in `output`, ready for
+    `Captioner.from_pretrained(output)`. Beside it: metrics.jsonl (a line an evaluation), checkpoints/ (each a
+    captioner too), features/ (the encoder's output for every photo, where the encoder isn't trained) and run.json.
+
+    Few photos are enough when starting from a captioner: an epoch then goes through them several times
+    (`min_steps`), and words count from their first use (one use per 2,000 captions, at most `min_count`).
+
+    Args:
+        data: a folder, a CSV, JSONL or JSON file, a `Dataset`, or a dataset object of Hugging Face.
+        output: the folder of the run.
+        recipe: a recipe's name, a TOML file or a `Recipe`.
+        init: the captioner to start from: "default" (the bundled one), a folder, a Hub id or a `Captioner`; None:
+            from scratch, on the bundled captioner's encoder unless `encoder` or the recipe names another.
+        encoder: for init=None: "efficientnet-lite0", "torchvision:resnet50", "timm:NAME", or an encoder of your own.
+        overrides: recipe settings to change, such as {"epochs": 3}.
+        images, image_column, caption_column: as for `read_dataset`.
+        skip_bad: leave bad rows out and say how many, instead of stopping.
+        restart: throw away what an earlier run left in `output` (its own files only).
+        threads: of torch on the CPU; default: as it is. A run continues exactly with the same number only.
+        device: default: "cuda" where there is one, else "cpu".
+        show: progress bars; default: where standard error is a terminal.
+        say: called with each line of news.
+
+    Raises:
+        DataError: bad rows, or no photos to train or validate on.
+        RunError: `output` belongs to another run, or the loss isn't finite.
+        ArgumentError: a setting makes no sense, or the captioner couldn't be saved.
+    """
+    plan = load_recipe(recipe).changed(overrides or {})
+    where = _device(device)
+    with _threads(threads), torch.random.fork_rng(devices=[]):
+        dataset = open_data(data, images, image_column, caption_column)
+        training, validating = usable(dataset, plan, skip_bad, say)
+        start = load_init(init)
+        identity = {
+            "version": __version__,
+            "data": dataset.fingerprint(),
+            "skip_bad": skip_bad,
+            "init": fingerprint(start),
+            "encoder": fingerprint(encoder),
+            "recipe": plan.values(),
+        }
+        folder = RunFolder(output)
+        settings = {"threads": torch.get_num_threads(), "device": where.type, "torch": torch.__version__}
+        finished = folder.open(identity, settings, restart=restart)
+        if finished is not None:
+            say(f"{folder.path}: this run is finished; restart=True (--restart) does it again")
+            return TrainResult(folder.path, **finished)
+        changed = [f"{key} {old} -> {settings[key]}" for key, old in folder.settings.items() if settings[key] != old]
+        if changed:
+            say(f"this run began with other settings ({', '.join(changed)}): the last digits may differ")
+        captioner = assemble(plan, start, encoder, [c for r in training for c in r.captions], say).to(where)
+        captioner.save_pieces(weights_dtype=plan.weights_dtype)
+        job = prepare(plan, folder, captioner, training, validating, skip_bad=skip_bad, say=say, show=show)
+        return _run(job)
+
+
+def _run(job: Job) -> TrainResult:
+    """Train from the newest checkpoint, or from the start, to the end."""
+    progress = Progress()
+    state = job.folder.newest()
+    if state is not None:
+        job.captioner.load_state_dict(state["model"], strict=False)
+        job.trainer.load_state_dict(state["trainer"])
+        progress = Progress(**state["progress"])
+        job.say(f"continuing from step {job.trainer.step_count:,} of {job.total:,}")
+        if progress.best_step is not None:
+            job.folder.publish(progress.best_step, card(job, progress))
+    job.folder.write_metrics(progress.rows)
+    if not job.done(progress):
+        _loop(job, progress)
+    assert progress.best_step is not None
+    job.folder.publish(progress.best_step, card(job, progress))
+    result = TrainResult(
+        job.folder.path, progress.best_step, progress.best_score, job.trainer.step_count, round(progress.seconds, 1)
+    )
+    values = asdict(result)
+    del values["output"]
+    job.folder.finish(values)
+    stopped = job.trainer.step_count < job.total
+    early = f" (stopped early: {progress.stale} evaluations without a better one)" if stopped else ""
+    job.say(
+        f"done after {job.trainer.step_count:,} steps{early}; {job.folder.path} is the captioner of step "
+        f"{progress.best_step:,}, validation BLEU-4 {progress.best_score:.3f}"
+    )
+    return result
+
+
+def _loop(job: Job, progress: Progress) -> None:
+    clock = time.perf_counter()
+    waited = worked = 0.0
+    with (
+        bar(job.total, "training", unit="step", initial=job.trainer.step_count, show=job.show) as shown,
+        closing(job.trainer.steps(job.train)) as steps,
+    ):
+        for report in steps:
+            progress.loss_sum += report.loss
+            progress.loss_count += 1
+            waited += report.seconds * report.data_share
+            worked += report.seconds
+            shown.update()
+            shown.set_postfix_str(f"loss {report.loss:.3f}, data {waited / worked:.0%}")
+            evaluated = job.due(report.step)
+            better = evaluated and _assess(job, progress, report, waited / worked, shown)
+            if evaluated or report.step % job.recipe.save_every_steps == 0:
+                now = time.perf_counter()
+                progress.seconds, clock = progress.seconds + now - clock, now
+                _save(job, progress, report.step)
+            if evaluated:
+                job.folder.write_metrics(progress.rows)
+            if better:
+                job.folder.publish(report.step, card(job, progress))
+            if job.done(progress):
+                return
+
+
+def _assess(job: Job, progress: Progress, report: StepReport, data_share: float, shown: Any) -> bool:
+    """Evaluate, note it down, and say whether this is the best so far."""
+    score, loss = job.scores()
+    better = progress.better(score, loss)
+    if better:
+        progress.best_step, progress.best_score, progress.best_loss, progress.stale = report.step, score, loss, 0
+    else:
+        progress.stale += 1
+    train_loss = progress.loss_sum / progress.loss_count
+    progress.loss_sum, progress.loss_count = 0.0, 0
+    progress.rows.append(
+        {
+            "step": report.step,
+            "epoch": round(report.step / job.epoch, 3),
+            "train_loss": train_loss,
+            "val_bleu4": score,
+            "val_teacher_forced_loss": loss,
+            "learning_rate": report.learning_rate,
+            "data_share": round(data_share, 4),
+            "best": better,
+        }
+    )
+    shown.clear()
+    job.say(
+        f"step {report.step:,} of {job.total:,}: train loss {train_loss:.3f}, validation BLEU-4 {score:.3f}, "
+        f"teacher-forced loss {loss:.3f}{' (best so far)' if better else ''}"
+    )
+    shown.refresh()
+    return better
+
+
+def _save(job: Job, progress: Progress, step: int) -> None:
+    frozen = {name for name, p in job.captioner.named_parameters() if not p.requires_grad}
+    model = {name: tensor for name, tensor in job.captioner.state_dict().items() if name not in frozen}
+    state = {"model": model, "trainer": job.trainer.state_dict(), "progress": asdict(progress)}
+    pieces = job.captioner.save_pieces(weights_dtype=job.recipe.weights_dtype)
+    job.folder.save(step, pieces, state, best=progress.best_step)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise ArgumentError(f"{device!r:.100} is no device; use cpu, cuda or cuda:1") from error
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError(f"device {device}: this machine has no usable GPU; use cpu")
+    return where
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Torch's CPU threads for a while."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(whole("threads", count, 1, 1024))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,200 @@
+"""The folder of a run: who it belongs to, its checkpoints, and the best captioner so far."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import journal, storage
+from ..errors import RunError
+
+__all__ = ["RunFolder"]
+
+_CAPTIONER_FILES = ("config.json", "tokenizer.json", "model.safetensors", "README.md")
+_OWN = ("run.json", "metrics.jsonl", "checkpoints", "features", *_CAPTIONER_FILES)
+_STEP = re.compile(r"step-(\d{8,})")
+_KEEP = 2
+_FORMAT = "showtell.run"
+
+
+class RunFolder:
+    """One training run on disk: `run.json`, `checkpoints/step-00000123/`, `metrics.jsonl`, and the best captioner.
+
+    A checkpoint is a saved captioner with a `training.pt` that holds everything else needed to continue to the bit.
+    Everything is written beside and renamed, so a run that is killed at any moment leaves whole files only.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Name the folder; nothing is made before `open`."""
+        self.path = Path(path)
+        self.features = self.path / "features"
+        self._checkpoints = self.path / "checkpoints"
+        self._run: dict[str, Any] = {}
+
+    def open(self, identity: Mapping[str, Any], settings: Mapping[str, Any], *, restart: bool) -> dict[str, Any] | None:
+        """Take the folder for this run; returns the result if the run is finished already.
+
+        identity: what must be equal for the run to continue, JSON values; settings: what is only noted down.
+        A run that hasn't saved anything yet gives way to any other. Raises RunError when the folder belongs to
+        another run, naming what differs, or holds files of somebody else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file; choose a folder for the run")
+        run = self._read()
+        if run is None:
+            taken = [name for name in _OWN if (self.path / name).exists() and name != "features"]
+            if taken:
+                raise RunError(
+                    f"{self.path} holds {', '.join(taken)}, and they are not of a training run; choose another output"
+                )
+        elif restart:
+            self._run = {**run, "finished": None}
+            self._clear()
+        elif run["finished"] is not None or self._steps():
+            self._check(run["identity"], identity)
+            self._run = run
+            finished: dict[str, Any] | None = run["finished"]
+            return finished
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._run = {
+            "format": _FORMAT,
+            "identity": dict(identity),
+            "settings": dict(settings),
+            "finished": None,
+        }
+        self._write_run()
+        return None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was noted down when the run began."""
+        return dict(self._run["settings"])
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Note that the run is done."""
+        self._run["finished"] = dict(result)
+        self._write_run()
+
+    def save(self, step: int, pieces: Mapping[str, Any], state: Mapping[str, Any], *, best: int | None) -> None:
+        """Write the checkpoint of a step (one that is there already is kept), then drop what isn't needed.
+
+        The last two and the best one stay.
+        """
+        folder = self._at(step)
+        if not folder.exists():
+            buffer = io.BytesIO()
+            torch.save(dict(state), buffer)
+            self._checkpoints.mkdir(exist_ok=True)
+            storage.create_folder(folder, **pieces, extra={"training.pt": buffer.getvalue()})
+        steps = self._steps()
+        for old in steps[:-_KEEP]:
+            if old != best:
+                self._remove(old)
+
+    def newest(self) -> dict[str, Any] | None:
+        """The state of the newest checkpoint, or None; what a killed run left half done is cleared away."""
+        if self._checkpoints.is_dir():
+            for entry in self._checkpoints.iterdir():
+                if entry.is_dir() and entry.name.startswith(".") and not entry.is_symlink():
+                    shutil.rmtree(entry)
+        for step in reversed(self._steps()):
+            file = self._at(step) / "training.pt"
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            best = state["progress"]["best_step"]
+            if best is None or self._at(best).exists():
+                return state
+        return None
+
+    def publish(self, step: int, card: str) -> None:
+        """Make the run's folder itself the captioner of that step's checkpoint."""
+        saved = storage.read_folder(self._at(step))
+        storage.write_folder(
+            self.path, config=saved.config, tokenizer=saved.tokenizer, tensors=saved.load_tensors(), card=card
+        )
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """One JSON line an evaluation; the whole file at once, so that none is there twice."""
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        storage.write_file(self.path / "metrics.jsonl", text.encode("utf-8"))
+
+    def _at(self, step: int) -> Path:
+        return self._checkpoints / f"step-{step:08d}"
+
+    def _steps(self) -> list[int]:
+        if not self._checkpoints.is_dir():
+            return []
+        named = (_STEP.fullmatch(entry.name) for entry in self._checkpoints.iterdir())
+        return sorted(int(match[1]) for match in named if match)
+
+    def _remove(self, step: int) -> None:
+        # Renamed first: a half-deleted folder must not look like a checkpoint.
+        away = self._checkpoints / f".old-{step:08d}"
+        self._at(step).rename(away)
+        shutil.rmtree(away)
+
+    def _read(self) -> dict[str, Any] | None:
+        file = self.path / "run.json"
+        if not file.exists():
+            return None
+        try:
+            run = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise RunError(f"{file} can't be read ({error}); choose another output") from error
+        if (
+            not isinstance(run, dict)
+            or run.get("format") != "showtell.run"
+            or not isinstance(run.get("identity"), dict)
+        ):
+            raise RunError(f"{file} is not of a training run of showtell; choose another output")
+        return run
+
+    def _write_run(self) -> None:
+        storage.write_file(self.path / "run.json", (json.dumps(self._run, indent=1) + "\n").encode("utf-8"))
+
+    def _check(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        flat_old, flat_new = _flat(old), _flat(new)
+        names = [key for key in {**flat_old, **flat_new} if flat_old.get(key) != flat_new.get(key)]
+        if not names:
+            return
+        lines = "".join(f"\n  {key}: was {_short(flat_old.get(key))}, is {_short(flat_new.get(key))}" for key in names)
+        raise RunError(
+            f"{self.path} belongs to another run:{lines}\nUse the same settings to continue it, choose another output, "
+            "or start over with restart=True (--restart), which deletes what that run made there"
+        )
+
+    def _clear(self) -> None:
+        """Delete what a run makes, and nothing else; run.json goes last, so that it can be done again.
+
+        The features stay: they don't depend on how a run trains, and their own key tells whether they fit.
+        """
+        self._write_run()
+        for step in reversed(self._steps()):
+            self._remove(step)
+        for unfinished in (journal.COMMIT, journal.NEW, journal.OLD):
+            shutil.rmtree(self.path / unfinished, ignore_errors=True)
+        for name in (*_CAPTIONER_FILES, "metrics.jsonl", "run.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found.update(_flat(value, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{64}", text) else f"{value!r:.100}"

@@ -1,0 +1,218 @@
+"""The command line, called as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from showtell.cli import build_parser, main
+from showtell.cli.caption import find_photos
+from showtell.errors import NotFoundError
+from showtell.testing import tiny_captioner
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    folder = tmp_path / "model"
+    tiny_captioner().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def album(tmp_path: Path, photos: list[Path]) -> Path:
+    """Twelve good photos and a bad one, in two folders."""
+    folder = tmp_path / "album"
+    (folder / "inner").mkdir(parents=True)
+    for number in range(12):
+        shutil.copy(photos[number % len(photos)], folder / ("inner" if number % 3 else "") / f"{number:02}.jpg")
+    (folder / "05bad.jpg").write_bytes(b"\xff\xd8 broken")
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+def rows(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_photo_becomes_a_line(model: str, photos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["caption", "--model", model, str(photos[0])]) == 0
+    path, _, text = capsys.readouterr().out.rstrip("\n").partition("\t")
+    assert path == str(photos[0])
+    assert text
+
+
+def test_a_bad_photo_costs_its_own_row_only(model: str, album: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["caption", "--model", model, str(album), "--format", "jsonl", "--search", "beam:3"]) == 1
+    found = rows(capsys.readouterr().out)
+    assert len(found) == 13
+    assert [r["image"] for r in found if "error" in r] == [str(album / "05bad.jpg")]
+    good = [r for r in found if "error" not in r]
+    for row in good:
+        assert list(row) == ["image", "caption", "log_prob", "candidates"]
+        candidates = row["candidates"]
+        assert isinstance(candidates, list)
+        assert len(candidates) == 3
+        assert candidates[0] == {"caption": row["caption"], "log_prob": row["log_prob"]}
+
+
+def test_a_missing_photo_is_a_row_and_an_empty_folder_an_error(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["caption", "--model", model, "nowhere.jpg", "--format", "jsonl"]) == 1
+    assert "nowhere.jpg" in str(rows(capsys.readouterr().out)[0]["error"])
+    (tmp_path / "empty").mkdir()
+    assert main(["caption", "--model", model, str(tmp_path / "empty")]) == 2
+    assert "no photos" in capsys.readouterr().err
+
+
+def test_folders_are_searched_in_order_and_globs_match(album: Path) -> None:
+    found = find_photos([str(album)])
+    assert found == sorted(found)
+    assert len(found) == 13
+    assert len(find_photos([str(album / "inner" / "*.jpg")])) == 8
+    with pytest.raises(NotFoundError, match="pattern"):
+        find_photos([str(album / "*.png")])
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_taken_as_it_stands(tmp_path: Path, photos: list[Path]) -> None:
+    odd = tmp_path / "photo[1].jpg"
+    shutil.copy(photos[0], odd)
+    assert find_photos([str(odd)]) == [odd]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--search", "beam:0"], "beam"),
+        (["--search", "magic"], "magic"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--device", "toaster"], "toaster"),
+        (["--overwrite"], "--output"),
+        (["--output", "no/such/folder/out.jsonl"], "make it first"),
+        (["--model", "no/such/model"], "no/such/model"),
+    ],
+)
+def test_a_call_that_cannot_work_says_why_and_exits_with_2(
+    arguments: list[str], message: str, model: str, photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments if "--model" in arguments else ["--model", model, *arguments]
+    assert main(["caption", str(photos[0]), *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_output_holds_a_row_a_photo_and_a_rerun_adds_nothing(model: str, album: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    command = ["caption", "--model", model, str(album), "--output", str(out), "--batch-size", "4"]
+    assert main(command) == 1
+    first = out.read_bytes()
+    assert len(rows(first.decode())) == 13
+    assert main(command) == 1
+    assert out.read_bytes() == first
+
+
+@pytest.mark.parametrize("kept", [0, 1, 250, 2000])
+def test_a_cut_output_file_is_completed_to_the_same_bytes(
+    model: str, album: Path, tmp_path: Path, kept: int
+) -> None:
+    out = tmp_path / "out.jsonl"
+    command = ["caption", "--model", model, str(album), "--output", str(out), "--batch-size", "4"]
+    main(command)
+    whole = out.read_bytes()
+    out.write_bytes(whole[:kept])
+    main(command)
+    assert out.read_bytes() == whole
+
+
+def test_another_commands_output_is_refused(
+    model: str, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    command = ["caption", "--model", model, str(album), "--output", str(out)]
+    main(command)
+    before = out.read_bytes()
+    assert main([*command, "--search", "beam:2"]) == 2
+    assert "search" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert main([*command, "--search", "beam:2", "--overwrite"]) == 1
+    foreign = tmp_path / "foreign.jsonl"
+    foreign.write_text("precious\n")
+    assert main([*command[:-1], str(foreign)]) == 2
+    assert foreign.read_text() == "precious\n"
+
+
+def test_info_says_what_a_captioner_is(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", model]) == 0
+    text = capsys.readouterr().out
+    assert "lstm.v1" in text
+    assert "float32" in text
+    assert main(["info", model, "--format", "jsonl"]) == 0
+    assert json.loads(capsys.readouterr().out)["encoder"]["name"] == "tiny.v1"
+
+
+def test_data_check_lists_every_problem(album: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = album / "captions.csv"
+    table.write_text(
+        "image,caption\n00.jpg,a dog\ninner/01.jpg,a cat\nmissing.jpg,a ghost\n03.jpg,\n05bad.jpg,a broken one\n"
+    )
+    assert main(["data", "check", str(table)]) == 1
+    text = capsys.readouterr().out
+    assert "captions.csv:4" in text
+    assert "missing.jpg" in text
+    assert "captions.csv:5" in text
+    assert "05bad.jpg" in text
+    table.write_text("image,caption\n00.jpg,a dog\ninner/01.jpg,a cat\n")
+    assert main(["data", "check", str(table)]) == 0
+
+
+def test_every_command_has_a_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["caption"], ["train"], ["info"], ["data"], ["data", "check"], []):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--help"])
+        assert stop.value.code == 0
+        if command != ["data"]:
+            assert "example: showtell" in capsys.readouterr().out
+    assert build_parser().prog == "showtell"
+
+
+def test_train_refuses_a_setting_without_a_value(
+    tmp_path: Path, album: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--data", str(album), "--output", str(tmp_path / "o"), "--set", "epochs"]) == 2
+    assert "KEY=VALUE" in capsys.readouterr().err
+
+
+def kill_while_captioning(album: Path, out: Path, kills: int, seed: int) -> int:
+    """Run the command again and again, killing it at random moments; then once undisturbed."""
+    command = [sys.executable, "-m", "showtell", "caption", str(album), "--output", str(out), "--batch-size", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    dice = random.Random(seed)
+    interrupted = 0
+    for _ in range(kills):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+        time.sleep(dice.uniform(0.0, 6.0))
+        interrupted += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if dice.random() < 0.3:
+            out.unlink(missing_ok=True)
+    done = subprocess.run(command, stderr=subprocess.DEVNULL, env=environment, timeout=300)
+    assert done.returncode == 1  # one photo of the album is broken
+    return interrupted
+
+
+@pytest.mark.slow
+def test_killed_captioning_continues_to_the_same_bytes(album: Path, tmp_path: Path) -> None:
+    kill_while_captioning(album, tmp_path / "calm.jsonl", 0, 0)
+    assert kill_while_captioning(album, tmp_path / "killed.jsonl", 20, 7) >= 10
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "calm.jsonl").read_bytes()

@@ -1,0 +1,466 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from showtell.captioner import Captioner
+from showtell.data import read_dataset
+from showtell.decoders import LSTMDecoder
+from showtell.errors import ArgumentError, DataError, RunError, ShowtellError
+from showtell.image_spec import ImageSpec
+from showtell.protocols import Features
+from showtell.training import TrainResult, load_recipe, train, with_vocabulary
+from showtell.training.assemble import least_count, make_optimizer, trunk_trains
+from showtell.vocabulary import Vocabulary
+
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 40),
+    "blue": (30, 40, 220),
+    "yellow": (230, 220, 40),
+    "white": (250, 250, 250),
+    "black": (10, 10, 10),
+}
+SETTINGS = {"epochs": 4, "min_steps": 8, "photos": 4, "captions": 2, "save_every_steps": 1, "warmup": 1, "patience": 0}
+
+
+class ColourEncoder(nn.Module):
+    """A trunk of local colours and a trainable head; registered nowhere, as a user's own encoder."""
+
+    image_spec = ImageSpec(8, 8)
+
+    def __init__(self, feature_dim: int = 12) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.stem = nn.Conv2d(3, 16, 4, stride=4)
+        self.project = nn.Linear(16, feature_dim)
+
+    def trunk(self, images: Tensor) -> Features:
+        return Features(torch.tanh(3 * self.stem(images - 0.5)).mean((2, 3)))
+
+    def head(self, features: Features) -> Features:
+        return Features(self.project(features.pooled))
+
+    def forward(self, images: Tensor) -> Features:
+        return self.head(self.trunk(images))
+
+    def config(self) -> dict[str, Any]:
+        return {"feature_dim": self.feature_dim}
+
+
+def start_captioner() -> Captioner:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        words = Vocabulary.build(["a red wall", "a wall of stone"], min_count=1)
+        encoder = ColourEncoder()
+        decoder = LSTMDecoder(len(words), encoder.feature_dim, embed_dim=16, hidden_dim=24, dropout=0.3)
+        return Captioner(encoder, decoder, words).eval()
+
+
+def write_photos(folder: Path, repeats: int = 2) -> Path:
+    """Twelve one-coloured photos of different shades with a CSV."""
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    shades = random.Random(4)
+    lines = ["image,caption"]
+    for repeat in range(repeats):
+        for name, colour in COLOURS.items():
+            shade = tuple(min(255, max(0, c + shades.randint(-9, 9))) for c in colour)
+            Image.new("RGB", (20, 14), shade).save(folder / f"{name}{repeat}.png")
+            lines += [f"{name}{repeat}.png,a {name} wall", f"{name}{repeat}.png,a wall painted {name}"]
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+def go(photos: Any, output: Path, heard: list[str] | None = None, **options: Any) -> TrainResult:
+    said = [] if heard is None else heard
+    settings = {**SETTINGS, **options.pop("overrides", {})}
+    options = {"init": start_captioner(), **options}
+    return train(photos, output, overrides=settings, threads=1, show=False, say=said.append, **options)
+
+
+def captioner_bytes(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("config.json", "tokenizer.json", "model.safetensors")}
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult, list[str]]:
+    output = tmp_path_factory.mktemp("runs") / "one"
+    heard: list[str] = []
+    return output, go(photos, output, heard), heard
+
+
+def test_a_run_leaves_a_captioner_its_checkpoints_and_its_metrics(run: Any, photos: Path) -> None:
+    output, result, heard = run
+    assert result.output == output
+    assert result.steps == 12  # 9 to 11 photos in batches of 4, 4 epochs
+    captioner = Captioner.from_pretrained(output, encoder=ColourEncoder)
+    assert {"a", "red", "wall", "painted", "green"} <= set(captioner.vocabulary.words)
+    assert isinstance(captioner.caption(photos / "red0.png").text, str)
+    rows = metrics(output)
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    best = next(row for row in rows if row["step"] == result.best_step)
+    assert best["val_bleu4"] == result.best_score
+    assert best["best"]
+    steps = sorted(int(p.name.removeprefix("step-")) for p in (output / "checkpoints").iterdir())
+    assert set(steps) == {11, 12, result.best_step}
+    checkpoint = output / "checkpoints" / f"step-{result.best_step:08d}"
+    assert captioner_bytes(checkpoint) == captioner_bytes(output)
+    state = torch.load(checkpoint / "training.pt", weights_only=True)
+    assert state["trainer"]["step"] == result.best_step
+    assert (output / "README.md").is_file()
+    assert any("new ones" in line for line in heard)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(run: Any, photos: Path) -> None:
+    output, result, _ = run
+    before = {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
+    heard: list[str] = []
+    assert go(photos, output, heard) == result
+    assert "finished" in heard[-1]
+    assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["photos:", "step 3 ", "step 9 "])
+def test_an_interrupted_run_continues_to_the_same_bytes(run: Any, photos: Path, tmp_path: Path, moment: str) -> None:
+    def say(text: str) -> None:
+        if moment in text:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(photos, tmp_path / "run", init=start_captioner(), overrides=SETTINGS, threads=1, show=False, say=say)
+    torch.rand(7)
+    again = go(photos, tmp_path / "run")
+    output, result, _ = run
+    assert (again.best_step, again.best_score, again.steps) == (result.best_step, result.best_score, result.steps)
+    assert captioner_bytes(tmp_path / "run") == captioner_bytes(output)
+    first, second = (metrics(folder) for folder in (output, tmp_path / "run"))
+    for row in (*first, *second):
+        del row["data_share"]
+    assert first == second
+
+
+def test_another_run_in_the_same_folder_is_refused_by_what_differs(run: Any, photos: Path, tmp_path: Path) -> None:
+    output, _, _ = run
+    with pytest.raises(RunError, match=r"recipe\.learning_rate: was 0\.002, is 0\.5[^$]*restart"):
+        go(photos, output, overrides={"learning_rate": 0.5})
+    with pytest.raises(RunError, match="data: was"):
+        go(write_photos(tmp_path / "other", repeats=3), output)
+    other = start_captioner()
+    with torch.no_grad():
+        next(other.parameters())[0] += 1
+    with pytest.raises(RunError, match="init: was") as caught:
+        go(photos, output, init=other)
+    assert "data: was" not in str(caught.value)
+
+
+def test_restart_deletes_the_runs_own_files_only(run: Any, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    go(photos, output)
+    (output / "notes.txt").write_text("mine")
+    result = go(photos, output, restart=True, overrides={"epochs": 2, "min_steps": 0})
+    assert result.steps == 6
+    assert (output / "notes.txt").read_text() == "mine"
+    assert max(p.name for p in (output / "checkpoints").iterdir()) == "step-00000006"
+    assert len(metrics(output)) == 2
+
+
+def test_a_run_that_saved_nothing_yet_gives_way(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShowtellError):
+        go(photos, tmp_path / "run", overrides={"train_encoder": ["layer9"]})
+    assert go(photos, tmp_path / "run", overrides={"epochs": 1, "min_steps": 0}).steps == 3
+
+
+def test_a_folder_of_somebody_else_is_refused(photos: Path, tmp_path: Path) -> None:
+    start_captioner().save_pretrained(tmp_path / "mine")
+    before = captioner_bytes(tmp_path / "mine")
+    with pytest.raises(RunError, match=r"config\.json.*not of a training run"):
+        go(photos, tmp_path / "mine")
+    with pytest.raises(RunError, match="not of a training run"):
+        go(photos, tmp_path / "mine", restart=True)
+    assert captioner_bytes(tmp_path / "mine") == before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match="is a file"):
+        go(photos, tmp_path / "file")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "run.json").write_text('{"format": "other"}')
+    with pytest.raises(RunError, match="not of a training run"):
+        go(photos, tmp_path / "odd")
+
+
+def test_bad_rows_stop_the_run_or_are_skipped_and_counted(tmp_path: Path) -> None:
+    folder = write_photos(tmp_path / "photos")
+    with (folder / "captions.csv").open("a") as file:
+        file.write("gone.png,a wall that is gone\nred0.png,\nbroken.png,a broken wall\n")
+        file.write("blank.png,!!!\n")
+    (folder / "broken.png").write_bytes((folder / "red0.png").read_bytes()[:40])
+    (folder / "blank.png").write_bytes((folder / "red0.png").read_bytes())
+    with pytest.raises(DataError, match=r"2 bad rows[^$]*captions\.csv:26[^$]*captions\.csv:27"):
+        go(folder, tmp_path / "run")
+    heard: list[str] = []
+    short = {"epochs": 1, "min_steps": 0}
+    assert go(folder, tmp_path / "run", heard, skip_bad=True, overrides=short).steps == 3
+    text = "\n".join(heard)
+    assert "skipping 2 bad rows" in text
+    assert "blank.png" in text
+    assert "broken.png" in text
+    heard.clear()
+    go(folder, tmp_path / "unfrozen", heard, skip_bad=True, overrides={**short, "train_encoder": True})
+    assert "broken.png" in "\n".join(heard)
+    (folder / "captions.csv").write_text("image,caption\nred0.png,a wall\nbroken.png,a wall\n")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        go(folder, tmp_path / "third", overrides={"train_encoder": True})
+
+
+def test_from_scratch_it_learns_what_the_photos_show(photos: Path, tmp_path: Path) -> None:
+    encoder = start_captioner().encoder
+    before = {name: t.clone() for name, t in encoder.state_dict().items()}
+    result = go(
+        photos,
+        tmp_path / "run",
+        init=None,
+        encoder=encoder,
+        overrides={
+            "epochs": 3,
+            "min_steps": 240,
+            "learning_rate": 1e-2,
+            "embed_dim": 24,
+            "hidden_dim": 32,
+            "dropout": 0.0,
+            "save_every_steps": 1000,
+            "search": "greedy",
+        },
+    )
+    assert result.steps == 240
+    captioner = Captioner.from_pretrained(tmp_path / "run", encoder=ColourEncoder)
+    training = read_dataset(photos).split("train")
+    right = [record.id[:3] in captioner.caption(record.image).text for record in training]
+    assert sum(right) >= 0.8 * len(right)
+    after = captioner.encoder.state_dict()
+    assert torch.allclose(after["stem.weight"], before["stem.weight"], atol=1e-3)  # saved as float16
+    assert not torch.allclose(after["project.weight"], before["project.weight"], atol=1e-2)
+    assert all(torch.equal(before[name], t) for name, t in encoder.state_dict().items())
+
+
+def test_a_trained_trunk_reads_photos_and_keeps_no_features(photos: Path, tmp_path: Path) -> None:
+    short = {"epochs": 1, "min_steps": 0, "encoder_learning_rate": 0.05, "weights_dtype": "float32"}
+    go(photos, tmp_path / "run", overrides={**short, "train_encoder": ["stem"]})
+    assert not (tmp_path / "run" / "features").exists()
+    trained = Captioner.from_pretrained(tmp_path / "run", encoder=ColourEncoder).encoder.state_dict()
+    assert not torch.equal(trained["stem.weight"], start_captioner().encoder.state_dict()["stem.weight"])
+    with pytest.raises(ArgumentError, match=r"no part 'layer4'.*stem, project"):
+        go(photos, tmp_path / "other", overrides={"train_encoder": ["layer4"]})
+
+
+def test_the_trunk_has_a_learning_rate_of_its_own_and_vectors_no_decay() -> None:
+    captioner = start_captioner()
+    assert trunk_trains(captioner.encoder) == ["stem.weight", "stem.bias"]
+    recipe = load_recipe("default").changed({"weight_decay": 0.1, "encoder_learning_rate": 1e-5})
+    names = {id(p): name for name, p in captioner.named_parameters()}
+    for group in make_optimizer(captioner, recipe).param_groups:
+        for p in group["params"]:
+            name = names.pop(id(p))
+            assert group["lr"] == (1e-5 if name.startswith("encoder.stem") else recipe.learning_rate), name
+            assert group["weight_decay"] == (0.1 if p.ndim > 1 else 0.0), name
+    assert not names
+
+
+def test_an_encoder_goes_with_scratch_only(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="init=None"):
+        go(photos, tmp_path / "run", encoder=ColourEncoder())
+
+
+def test_what_the_recipe_says_of_a_carried_over_decoder_is_said_to_be_ignored(run: Any) -> None:
+    assert any("its decoder is kept: embed_dim=16, hidden_dim=24" in line for line in run[2])
+
+
+def test_the_caller_keeps_its_captioner_its_threads_and_its_random_numbers(photos: Path, tmp_path: Path) -> None:
+    start = start_captioner()
+    before = {name: t.clone() for name, t in start.state_dict().items()}
+    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+    go(photos, tmp_path / "run", init=start, overrides={"epochs": 1, "min_steps": 0})
+    assert all(torch.equal(before[name], t) for name, t in start.state_dict().items())
+    assert all(p.requires_grad for p in start.parameters())
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_training_stops_when_nothing_gets_better(photos: Path, tmp_path: Path) -> None:
+    heard: list[str] = []
+    still = {"learning_rate": 0.0, "patience": 2, "epochs": 9}
+    result = go(photos, tmp_path / "run", heard, overrides=still)
+    assert (result.best_step, result.steps) == (3, 9)
+    assert "stopped early" in heard[-1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(photos: Path, tmp_path: Path) -> None:
+    start = start_captioner()
+    with torch.no_grad():
+        start.decoder.embedding.weight[4] = float("nan")
+    with pytest.raises(RunError, match="step 1: the loss is nan"):
+        go(photos, tmp_path / "run", init=start)
+
+
+def test_clumsy_arguments_are_refused_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
+    for options in (
+        {"device": "gpu"},
+        {"overrides": {"epoch": 1}},
+        {"overrides": {"epochs": 0}},
+    ):
+        with pytest.raises(ArgumentError):
+            go(photos, tmp_path / "run", **options)
+    with pytest.raises(ArgumentError, match="threads"):
+        train(photos, tmp_path / "run", init=start_captioner(), threads=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_small_data_keeps_its_rare_words() -> None:
+    recipe = load_recipe("default").changed({"min_count": 5})
+    assert [least_count(recipe, n) for n in (1, 3_999, 4_000, 9_999, 10_000, 10**6)] == [1, 1, 2, 4, 5, 5]
+
+
+# --- another vocabulary for a decoder ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_words_keep_their_scores_in_a_grown_vocabulary_of_any_order(tied: bool) -> None:
+    torch.manual_seed(1)
+    old = Vocabulary.build(["a b c d e f g h"], min_count=1)
+    new = Vocabulary.build(["h g x y h g x h h", "c a"], min_count=1)
+    # As many words as the hidden size: shapes alone can't tell rows of words from rows of units.
+    size = len(old)
+    decoder = LSTMDecoder(size, feature_dim=size, embed_dim=size, hidden_dim=size, tied=tied).eval()
+    other = with_vocabulary(decoder, old, new)
+    assert not other.training
+    memory = decoder.prepare(Features(torch.randn(2, size)))
+    words = ["<start>", "a", "h", "c", "g"]
+    before = decoder(torch.tensor([[old.id_of(w) for w in words]] * 2), memory).logits
+    after = other(torch.tensor([[new.id_of(w) for w in words]] * 2), memory).logits
+    for word in (*words, "<end>", "<unk>", "<pad>"):
+        torch.testing.assert_close(before[..., old.id_of(word)], after[..., new.id_of(word)])
+    assert after.shape[-1] == len(new)
+
+
+def test_new_words_start_around_the_mean_of_the_old_ones_and_differ() -> None:
+    torch.manual_seed(2)
+    old = Vocabulary.build(["a b c"], min_count=1)
+    new = old.grown(["x y"], min_count=1)
+    decoder = LSTMDecoder(len(old), feature_dim=4, embed_dim=64, hidden_dim=8)
+    with torch.no_grad():
+        decoder.embedding.weight += 5
+        decoder.output.bias.copy_(torch.arange(float(len(old))))
+    grown = with_vocabulary(decoder, old, new)
+    fresh = grown.embedding.weight[len(old) :]
+    assert 4.5 < fresh.mean().item() < 5.5
+    assert not torch.equal(fresh[0], fresh[1])
+    assert grown.output.bias[len(old) :].tolist() == [3.0, 3.0]
+
+
+def test_a_decoder_that_cannot_take_another_vocabulary_is_refused() -> None:
+    old = Vocabulary.build(["a b c"], min_count=1)
+    new = old.grown(["x y"], min_count=1)
+
+    class Crossed(LSTMDecoder):
+        def __init__(self, **config: Any) -> None:
+            super().__init__(**config)
+            self.pairs = nn.Parameter(torch.zeros(self.vocab_size, self.vocab_size))
+
+    with pytest.raises(ArgumentError, match="'pairs'"):
+        with_vocabulary(Crossed(vocab_size=len(old), feature_dim=4, embed_dim=4, hidden_dim=4), old, new)
+    with pytest.raises(ArgumentError, match="vocab_size=7"):
+        with_vocabulary(LSTMDecoder(9, feature_dim=4, embed_dim=4, hidden_dim=4), old, new)
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------------------
+
+
+def serve(photos: str, folder: str, kills: int, seed: int) -> None:
+    """In a process of its own: one undisturbed run, then runs that are killed `kills` times in all."""
+
+    def child(output: Path) -> int:
+        number = os.fork()
+        if number == 0:
+            go(photos, output)
+            os._exit(0)
+        return number
+
+    def wait(number: int) -> bool:
+        return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == 0
+
+    # The first optimizer of a process imports a good part of torch: here, not in every child.
+    torch.optim.AdamW(start_captioner().parameters())
+    began = time.perf_counter()
+    assert wait(child(Path(folder, "whole")))
+    whole = time.perf_counter() - began
+    moments = random.Random(seed)
+    killed, number = 0, 0
+    while killed < kills:
+        output = Path(folder, f"killed-{number}")
+        number += 1
+        for _ in range(3):
+            process = child(output)
+            time.sleep(moments.uniform(0.05, whole))
+            os.kill(process, signal.SIGKILL)
+            killed += not wait(process)
+        assert wait(child(output))
+    print(killed)
+
+
+def check_kills(photos: Path, tmp_path: Path, kills: int, seed: int) -> None:
+    done = subprocess.run(
+        [sys.executable, __file__, str(photos), str(tmp_path), str(kills), str(seed)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) >= kills
+    expected = captioner_bytes(tmp_path / "whole")
+    folders = sorted(tmp_path.glob("killed-*"))
+    assert folders
+    for folder in folders:
+        assert captioner_bytes(folder) == expected, folder
+        assert json.loads((folder / "run.json").read_text())["finished"]["steps"] == 12
+        assert len(metrics(folder)) == 4
+        assert not list(folder.rglob(".*")), folder
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_run_killed_at_any_moment_and_repeated_ends_in_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    check_kills(photos, tmp_path, kills=2, seed=time.time_ns())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_run_killed_twenty_times_ends_in_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    check_kills(photos, tmp_path, kills=20, seed=time.time_ns())
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
