@@ -165,6 +165,13 @@ def test_photos_of_like_length_share_a_batch_and_batches_come_in_mixed_order() -
     assert len(set(widths[:20])) > 4
 
 
+def test_batches_of_one_pool_do_not_come_in_order_of_length() -> None:
+    batches = make(make_records([[[5] * n] for n in range(1, 65)]), photos=4, max_length=100)
+    widths = [batches.batch(number).tokens.shape[1] for number in range(16)]
+    pools = [widths[i : i + 4] for i in range(0, 16, 4)]
+    assert sum(pool == sorted(pool) for pool in pools) < 3
+
+
 def test_photos_without_a_word_are_refused_by_name() -> None:
     records = [*make_records([[[5]], [[], []]]), Record("none.jpg", None, (), "train", "")]
     with pytest.raises(DataError, match=r"2 photos have no caption(?s:.*)1\.jpg\n.*none\.jpg"):

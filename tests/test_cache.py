@@ -371,6 +371,26 @@ def test_a_run_that_dies_in_any_write_goes_on_to_the_same_bytes(place: Place, mo
         assert digests(place.folder) == good, deadly
 
 
+def test_an_unfinished_cache_keeps_the_chunks_it_began_with(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Split()
+    store = cache_module._Work._store
+
+    def dying(self: Any, start: int, *rest: Any) -> None:
+        if start == 4:
+            raise KeyboardInterrupt
+        store(self, start, *rest)
+
+    monkeypatch.setattr(cache_module._Work, "_store", dying)
+    with pytest.raises(KeyboardInterrupt):
+        place.build(encoder)
+    monkeypatch.undo()
+    encoder.calls.clear()
+    place.said.clear()
+    place.build(encoder, batch_size=3)
+    assert encoder.calls == [1, 4, 2]
+    assert place.said == [f"4 of 10 photos are encoded in {place.folder}"]
+
+
 KILLED = """
 import os, signal, sys, time, json
 sys.path.insert(0, sys.argv[1])

@@ -92,7 +92,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_taken_as_it_stands(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--search", "beam:0"], "beam"),
+        (["--search", "beam:0"], "Beam size"),
         (["--search", "magic"], "magic"),
         (["--batch-size", "0"], "--batch-size"),
         (["--device", "toaster"], "toaster"),
@@ -122,9 +122,7 @@ def test_output_holds_a_row_a_photo_and_a_rerun_adds_nothing(model: str, album: 
 
 
 @pytest.mark.parametrize("kept", [0, 1, 250, 2000])
-def test_a_cut_output_file_is_completed_to_the_same_bytes(
-    model: str, album: Path, tmp_path: Path, kept: int
-) -> None:
+def test_a_cut_output_file_is_completed_to_the_same_bytes(model: str, album: Path, tmp_path: Path, kept: int) -> None:
     out = tmp_path / "out.jsonl"
     command = ["caption", "--model", model, str(album), "--output", str(out), "--batch-size", "4"]
     main(command)

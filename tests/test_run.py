@@ -32,7 +32,17 @@ COLOURS = {
     "white": (250, 250, 250),
     "black": (10, 10, 10),
 }
-SETTINGS = {"epochs": 4, "min_steps": 8, "photos": 4, "captions": 2, "save_every_steps": 1, "warmup": 1, "patience": 0}
+SETTINGS = {
+    "epochs": 4,
+    "min_steps": 8,
+    "photos": 4,
+    "captions": 2,
+    "learning_rate": 2e-3,
+    "warmup": 1,
+    "patience": 0,
+    "search": "beam:2",
+    "save_every_steps": 1,
+}
 
 
 class ColourEncoder(nn.Module):

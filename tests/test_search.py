@@ -388,10 +388,11 @@ def test_a_prefix_in_a_blind_alley_does_not_stop_the_others() -> None:
         Chains(table).search(Greedy(5))
 
 
-def test_nan_of_a_finished_image_or_a_dead_prefix_is_nobodys_business() -> None:
+@pytest.mark.parametrize("after_end", [math.nan, -math.inf])
+def test_what_follows_a_finished_caption_or_a_dead_prefix_is_nobodys_business(after_end: float) -> None:
     tables = torch.full((2, 4, 4, 4), -math.inf)
     tables[0, :, START, END] = 0.0
-    tables[0, :, END] = math.nan
+    tables[0, :, END] = after_end
     tables[1, :, START, 2] = -1.0
     tables[1, :, 2, 2] = -1.0
     tables[1, :, [0, 1, 3], 3] = -1.0

@@ -29,6 +29,7 @@ from showtell.errors import ArgumentError, FormatError, NotFoundError, RunError,
 from showtell.storage import (
     SavedFolder,
     TensorInfo,
+    check_place,
     create_folder,
     expected_tensors,
     fingerprint,
@@ -524,6 +525,8 @@ def test_what_another_program_wrote_is_not_overwritten(tmp_path: Path, name: str
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ArgumentError, match=name):
         write_folder(tmp_path, **pieces(), card=card(1.0))
+    with pytest.raises(ArgumentError, match=name):
+        check_place(tmp_path)
     assert names(tmp_path) == [name]
     assert content is None or (tmp_path / name).read_bytes() == content
 
@@ -538,6 +541,10 @@ def test_a_place_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(ArgumentError, match="is a file"):
         write_folder(tmp_path / "file", **pieces())
+    with pytest.raises(ArgumentError, match="is a file"):
+        check_place(tmp_path / "file")
+    check_place(tmp_path)
+    check_place(tmp_path / "new")
     for write in (write_folder, create_folder):
         with pytest.raises(RunError, match="can't be written"):
             write(tmp_path / "file" / "inside", **pieces())

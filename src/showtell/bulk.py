@@ -65,8 +65,7 @@ def caption_files(
             good = [image for image in loaded if isinstance(image, Tensor)]
             captions: Iterator[Caption] = iter(())
             if good:
-                with torch.inference_mode():
-                    features = captioner.encoder(torch.stack(good).to(captioner.device))
+                features = captioner.encode_pixels(torch.stack(good))
                 captions = (best[0] for best in captioner.generate(features, search=search, batch_size=batch_size))
             yield [
                 Row(path, error=str(image)) if isinstance(image, ShowtellError) else Row(path, caption=next(captions))

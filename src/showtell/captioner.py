@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from . import hub, storage
-from .errors import ArgumentError, ComponentError, FormatError
-from .generate import generate
+from . import hub, storage, weights
+from .assembly import build_part, part_entry
+from .caption import Caption, captions_of
+from .errors import ArgumentError, FormatError
+from .generate import evaluating, generate
 from .images import ImageSource, load_images
 from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder
-from .registry import Kind, class_path, component_name, find_component
-from .search import Greedy, Hypotheses, Search, parse_search, search_from_config, search_to_config
+from .registry import Kind
+from .search import Greedy, Search, parse_search, search_from_config, search_to_config
 from .vocabulary import Vocabulary
 
 __all__ = ["Caption", "Captioner", "Photos"]
@@ -28,34 +28,11 @@ __all__ = ["Caption", "Captioner", "Photos"]
 Photos = ImageSource | Sequence[ImageSource] | Features
 """One photo, several photos, or the features of N photos as an encoder returns them."""
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_MEMBERS = {
+    "encoder": ("feature_dim", "image_spec", "config"),
+    "decoder": ("vocab_size", "has_attention", "prepare", "initial_state", "step", "config"),
+}
 _DEFAULT_FOLDER = Path(__file__).parent / "default_model"
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One sentence and how sure the model is of it; `str(caption)` is the sentence.
-
-    Example:
-        >>> caption = Caption("a dog", ("a", "dog", "<end>"), (-0.5, -1.0, -0.1), -1.6, -1.6)
-        >>> print(caption)
-        a dog
-
-    text: the sentence. tokens: its words, the last one "<end>" unless the length limit cut it.
-    token_log_probs: natural logarithm of each token's probability, the model's own. log_prob: their sum.
-    score: what the search ranked by. candidates: the n-best list, best first, this caption included.
-    """
-
-    text: str
-    tokens: tuple[str, ...]
-    token_log_probs: tuple[float, ...]
-    log_prob: float
-    score: float
-    candidates: tuple[Caption, ...] = ()
-
-    def __str__(self) -> str:
-        """The sentence."""
-        return self.text
 
 
 class Captioner(nn.Module):
@@ -91,12 +68,12 @@ class Captioner(nn.Module):
         search: Search | str = Greedy(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
-        for kind, part, protocol in (("encoder", encoder, Encoder), ("decoder", decoder, Decoder)):
-            if not isinstance(part, nn.Module) or not isinstance(part, protocol):
-                missing = [m for m in protocol.__protocol_attrs__ if not hasattr(part, m)]  # type: ignore[attr-defined]
+        for kind, part in (("encoder", encoder), ("decoder", decoder)):
+            missing = [name for name in _MEMBERS[kind] if not hasattr(part, name)]
+            if missing or not isinstance(part, nn.Module):
                 raise ArgumentError(
-                    f"the {kind} must be a torch.nn.Module with the {protocol.__name__} protocol; "
-                    f"{type(part).__name__} lacks {', '.join(sorted(missing)) or 'torch.nn.Module'}"
+                    f"the {kind} must be a torch.nn.Module that follows showtell.{kind.capitalize()}; "
+                    f"{type(part).__name__} lacks {', '.join(missing) or 'torch.nn.Module'}"
                 )
         if decoder.vocab_size != len(vocabulary):
             raise ArgumentError(
@@ -163,16 +140,22 @@ class Captioner(nn.Module):
 
         A single photo gives the Features of one. Raises ImageError for a photo that can't be read.
         """
-        photos = list(images) if _is_many(images) else [images]
+        photos = _listed(images)
         _check_batch_size(batch_size)
         if not photos:
             raise ArgumentError("no photos to encode; pass at least one")
         parts = []
-        with torch.inference_mode(), _evaluating(self):
-            for start in range(0, len(photos), batch_size):
-                pixels = load_images(photos[start : start + batch_size], self.encoder.image_spec)
-                parts.append(self.encoder(pixels.to(self.device)))
+        for start in range(0, len(photos), batch_size):
+            pixels = load_images(photos[start : start + batch_size], self.encoder.image_spec)
+            parts.append(self.encode_pixels(pixels))
         return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def encode_pixels(self, pixels: Tensor) -> Features:
+        """Encode images that are resized already: (N, 3, H, W) float in 0..1, on any device, in any precision."""
+        dtype = next((t.dtype for t in cast(nn.Module, self.encoder).parameters()), pixels.dtype)
+        with torch.inference_mode(), evaluating(self.encoder):
+            features: Features = self.encoder(pixels.to(self.device, dtype))
+        return features
 
     def caption(
         self, images: Photos, *, search: Search | str | None = None, batch_size: int = 32
@@ -219,7 +202,7 @@ class Captioner(nn.Module):
             count = images.pooled.shape[0]
             parts = (_sliced(images, i, i + batch_size) for i in range(0, count, batch_size))
         else:
-            photos = list(images) if _is_many(images) else [images]
+            photos = _listed(images)
             parts = (
                 self.encode(photos[i : i + batch_size], batch_size=batch_size)
                 for i in range(0, len(photos), batch_size)
@@ -235,26 +218,8 @@ class Captioner(nn.Module):
                 end=words.end_id,
                 forbid=(words.pad_id, words.start_id, words.unk_id),
             )
-            captions += self._captions(found)
+            captions += captions_of(found, words)
         return captions
-
-    def _captions(self, found: Hypotheses) -> list[list[Caption]]:
-        columns = (t.tolist() for t in (found.tokens, found.lengths, found.token_log_probs, found.scores))
-        results = []
-        for tokens, lengths, log_probs, scores in zip(*columns, strict=True):
-            best = []
-            for ids, length, each, score in zip(tokens, lengths, log_probs, scores, strict=True):
-                if score == float("-inf"):
-                    continue
-                ids, each = ids[:length], tuple(each[:length])
-                words = tuple(self.vocabulary.token_of(i) for i in ids)
-                best.append(Caption(self.vocabulary.decode(ids), words, each, sum(each), score))
-            first = best[0]
-            best[0] = Caption(
-                first.text, first.tokens, first.token_log_probs, first.log_prob, first.score, tuple(best)
-            )
-            results.append(best)
-        return results
 
     # --- saving and loading ---------------------------------------------------------------------------------------
 
@@ -265,17 +230,15 @@ class Captioner(nn.Module):
         "bfloat16"; default: what the captioner was loaded with, else "float32".
         """
         dtype = weights_dtype or self._saved_dtype
-        if dtype not in _DTYPES:
-            raise ArgumentError(f"weights_dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}")
         config = {
             "format": storage.FORMAT,
             "format_version": storage.FORMAT_VERSION,
             "weights_dtype": dtype,
-            "encoder": _component("encoder", self.encoder),
-            "decoder": _component("decoder", self.decoder),
+            "encoder": part_entry("encoder", self.encoder),
+            "decoder": part_entry("decoder", self.decoder),
             "generation": search_to_config(self.search),
         }
-        tensors = storage.saved_tensors(_parts(self), dtype)
+        tensors = weights.saved_tensors(_parts(self), dtype)
         return {"config": config, "tokenizer": self.vocabulary.to_json(), "tensors": tensors}
 
     def save_pretrained(
@@ -354,29 +317,32 @@ class Captioner(nn.Module):
         folder = hub.resolve(source, revision=revision, token=token, local_files_only=local_files_only)
         saved = storage.read_folder(folder)
         vocabulary = Vocabulary.from_json(saved.tokenizer)
-        makers = {"encoder": encoder, "decoder": decoder}
-        search = search_from_config(saved.config["generation"])
+        try:
+            search = search_from_config(saved.config["generation"])
+        except ArgumentError as error:
+            raise FormatError(f"{folder}: the generation settings of config.json make no sense: {error}") from error
+        makers: dict[Kind, Any] = {"encoder": encoder, "decoder": decoder}
+        kept = [kind for kind, maker in makers.items() if isinstance(maker, nn.Module)]
         # First shapes only, on the meta device: a folder that lies costs no memory.
         with torch.device("meta"):
-            shapes = {k: _build(k, saved.config[k], maker) for k, maker in makers.items()}  # type: ignore[arg-type]
-        kept = [k for k, maker in makers.items() if isinstance(maker, nn.Module)]
-        expected = storage.expected_tensors(
-            {k: cast(nn.Module, shapes[k]) for k in makers if k not in kept}, saved.config["weights_dtype"]
-        )
+            shapes = {kind: build_part(kind, saved.config[kind], maker) for kind, maker in makers.items()}
+        modules: dict[str, nn.Module] = {
+            kind: cast(nn.Module, part) for kind, part in shapes.items() if kind not in kept
+        }
+        expected = weights.expected_tensors(modules, saved.config["weights_dtype"])
         found = {name: info for name, info in saved.tensors.items() if name.split(".")[0] not in kept}
-        storage.match(expected, found, str(folder))
-        if vocabulary and cast(Decoder, shapes["decoder"]).vocab_size != len(vocabulary):
+        weights.match(expected, found, str(folder))
+        size = cast(Decoder, shapes["decoder"]).vocab_size
+        if size != len(vocabulary):
             raise FormatError(
-                f"{folder}: the decoder has {cast(Decoder, shapes['decoder']).vocab_size} words and tokenizer.json "
-                f"{len(vocabulary)}; the files don't belong together"
+                f"{folder}: the decoder has {size} words and tokenizer.json {len(vocabulary)}; the files don't "
+                "belong together"
             )
-        parts = {k: _build(k, saved.config[k], maker) for k, maker in makers.items()}  # type: ignore[arg-type]
-        captioner = cls(cast(Encoder, parts["encoder"]), cast(Decoder, parts["decoder"]), vocabulary, search=search)
-        tensors = saved.load_tensors()
-        state = {name: t for name, t in tensors.items() if name.split(".")[0] not in kept}
+        parts: dict[str, Any] = {kind: build_part(kind, saved.config[kind], maker) for kind, maker in makers.items()}
+        captioner = cls(parts["encoder"], parts["decoder"], vocabulary, search=search)
         own = captioner.state_dict()
-        state = {name: t.to(own[name].dtype) for name, t in state.items()}
-        captioner.load_state_dict(state, strict=not kept)
+        tensors = {name: t.to(own[name].dtype) for name, t in saved.load_tensors().items() if name in found}
+        captioner.load_state_dict(tensors, strict=not kept)
         captioner._saved_dtype = saved.config["weights_dtype"]
         captioner._card = saved.card
         for kind in kept:
@@ -416,36 +382,12 @@ def _parts(captioner: Captioner) -> dict[str, nn.Module]:
     return {"encoder": cast(nn.Module, captioner.encoder), "decoder": cast(nn.Module, captioner.decoder)}
 
 
-def _component(kind: Kind, part: Any) -> dict[str, Any]:
-    config = part.config()
-    problem = storage.json_problem(config)
-    if problem:
-        raise ArgumentError(f"the {kind} can't be saved: config() of {type(part).__name__} {problem}")
-    return {"name": component_name(kind, type(part)), "class": class_path(type(part)), "config": config}
-
-
-def _build(kind: Kind, entry: dict[str, Any], maker: Any) -> Encoder | Decoder:
-    """Build a part from its saved entry, by the rules of docs/file-format.md."""
-    if isinstance(maker, nn.Module):
-        return cast(Encoder | Decoder, maker)
-    if maker is None:
-        if entry["name"] is None:
-            raise ComponentError(
-                f"the {kind} of this captioner is {entry['class']!r}, which was saved without a registered name; "
-                f"pass it: Captioner.from_pretrained(..., {kind}={entry['class'].split(':')[-1]})"
-            )
-        maker = find_component(kind, entry["name"])
-    try:
-        part: Encoder | Decoder = maker(**entry["config"])
-    except TypeError as error:
-        raise FormatError(f"the saved {kind} config doesn't fit {getattr(maker, '__name__', maker)}: {error}") from error
-    except ArgumentError as error:
-        raise FormatError(f"the saved {kind} config makes no sense: {error}") from error
-    return part
-
-
-def _is_many(images: Any) -> bool:
+def _is_many(images: object) -> bool:
     return isinstance(images, (list, tuple)) and not isinstance(images, Features)
+
+
+def _listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    return list(cast(Sequence[ImageSource], images)) if _is_many(images) else [cast(ImageSource, images)]
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -460,15 +402,3 @@ def _sliced(features: Features, start: int, stop: int) -> Features:
 def _joined(parts: list[Features]) -> Features:
     columns = zip(*parts, strict=True)
     return Features(*(None if ts[0] is None else torch.cat(ts) for ts in columns))  # type: ignore[arg-type]
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Any:
-    """Evaluation mode for a while; what was training trains again afterwards."""
-    training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True

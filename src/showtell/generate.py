@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from .protocols import Decoder, Features
 from .rows import Rows
 from .search import Greedy, Hypotheses, Search
 
-__all__ = ["generate"]
+__all__ = ["evaluating", "generate"]
 
 
 def generate(
@@ -68,7 +69,7 @@ def generate(
         log_probs = logits.log_softmax(dim=-1, dtype=dtype)
         return log_probs.index_fill_(1, forbidden, -torch.inf), state
 
-    with torch.inference_mode(), _eval(decoder):
+    with torch.inference_mode(), evaluating(decoder):
         if images:
             memory = decoder.prepare(features)
             state = decoder.initial_state(memory, search.max_length)
@@ -78,13 +79,13 @@ def generate(
 
 
 @contextmanager
-def _eval(decoder: Decoder) -> Iterator[None]:
-    """Eval mode inside; each submodule's own mode is put back afterwards."""
-    training = [m for m in decoder.modules() if m.training] if isinstance(decoder, nn.Module) else []
+def evaluating(module: Any) -> Iterator[None]:
+    """Evaluation mode for a while; each submodule's own mode is put back afterwards."""
+    training = [m for m in module.modules() if m.training] if isinstance(module, nn.Module) else []
     try:
-        if isinstance(decoder, nn.Module):
-            decoder.eval()
+        if training:
+            module.eval()
         yield
     finally:
-        for module in training:
-            module.training = True
+        for each in training:
+            each.training = True

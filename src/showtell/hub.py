@@ -110,7 +110,7 @@ def push(
             api.create_branch(repository.repo_id, branch=revision, exist_ok=True)
         api.upload_folder(
             repo_id=repository.repo_id,
-            folder_path=folder,
+            folder_path=Path(folder),
             revision=revision,
             commit_message=commit_message,
             allow_patterns=list(FILES),
@@ -123,8 +123,17 @@ def _said_plainly(repo_id: str, revision: str | None, *, local_only: bool) -> It
     """Turn what huggingface_hub raises into our errors."""
     from huggingface_hub import errors
 
-    # The base of its HTTP errors is also that of connection errors, in whichever HTTP library it uses.
-    network = errors.HfHubHTTPError.__bases__
+    # The base of its HTTP errors is also that of connection errors, in whichever HTTP library it uses. Its downloader
+    # hf_xet raises RuntimeError or, newer, an error of its own; an answer that isn't the Hub's ends in the other two.
+    network: tuple[type[BaseException], ...] = (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        errors.EntryNotFoundError,
+        *errors.HfHubHTTPError.__bases__,
+        getattr(errors, "XetDownloadError", RuntimeError),
+    )
     at = f" at revision {revision!r:.100}" if revision else ""
     try:
         yield
@@ -157,7 +166,7 @@ def _said_plainly(repo_id: str, revision: str | None, *, local_only: bool) -> It
         raise HubError("no Hub token is stored on this machine; log in first: hf auth login") from error
     except errors.HFValidationError as error:
         raise ArgumentError(f"{repo_id!r} can't be a repository of the Hub: {_short(error)}") from error
-    except (OSError, errors.EntryNotFoundError, *network) as error:
+    except network as error:
         raise HubError(
             f"the Hub can't be reached or refuses, for {repo_id!r}{at}: {_short(error)}; check the network and that "
             "your token may do this"

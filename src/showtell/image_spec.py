@@ -83,9 +83,7 @@ class ImageSpec:
         scale = self.short_side / min(width, height)
         return max(self.short_side, round(width * scale)), max(self.short_side, round(height * scale))
 
-    def box_on_photo(
-        self, box: Sequence[float], *, width: int, height: int
-    ) -> tuple[float, float, float, float]:
+    def box_on_photo(self, box: Sequence[float], *, width: int, height: int) -> tuple[float, float, float, float]:
         """Map a box of the encoder's input to pixels of the photo.
 
         `box` is x0 y0 x1 y1 in 0..1 of the encoder's input; `width` and `height` are the photo's, upright (EXIF

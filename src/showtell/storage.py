@@ -34,7 +34,7 @@ from torch import Tensor
 from . import journal
 from .errors import ArgumentError, FormatError, NotFoundError
 from .journal import write_file
-from .strict_json import parse_object
+from .strict_json import json_problem, parse_object
 from .weights import DTYPES, WEIGHTS_DTYPES, TensorInfo, check_header, expected_tensors, match, saved_tensors
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "FORMAT_VERSION",
     "SavedFolder",
     "TensorInfo",
+    "check_place",
     "create_folder",
     "expected_tensors",
     "fingerprint",
@@ -185,9 +186,24 @@ def write_folder(
     files = _files(config, tokenizer, tensors, card, extra or {})
     if not os.path.lexists(folder) and journal.create(folder, files):
         return
-    if not folder.is_dir():
-        raise ArgumentError(f"{folder} is a file; a captioner is saved as a folder, name another place")
-    journal.overwrite(folder, files, stale=(TRAINING,), check=lambda: _refuse_foreign(folder, files))
+    _refuse_file(folder)
+    journal.overwrite(folder, files, stale=(TRAINING,), check=lambda: _refuse_foreign(folder, tuple(files)))
+
+
+def check_place(folder: str | os.PathLike[str]) -> None:
+    """Check, before long work, that `write_folder` with a card wouldn't refuse a place.
+
+    Example:
+        >>> with scratch_folder() as folder:
+        ...     check_place(folder / "new")
+
+    Raises the ArgumentError that `write_folder` would raise; nothing is written.
+    """
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        _refuse_file(folder)
+        if not (folder / journal.COMMIT).is_dir():
+            _refuse_foreign(folder, (*_NEEDED, CARD))
 
 
 def create_folder(
@@ -222,23 +238,6 @@ def scratch_folder() -> Iterator[Path]:
     """An empty folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="showtell-") as folder:
         yield Path(folder)
-
-
-def json_problem(config: Any) -> str | None:
-    """Why a part's config() can't be saved, as the end of a sentence, or None when it can.
-
-    Example:
-        >>> json_problem({"size": 3})
-        >>> json_problem({"size": (3, 4)})
-        'changes on its way through JSON; use lists instead of tuples and text for keys'
-    """
-    if not isinstance(config, dict):
-        return f"must return a dict, not {type(config).__name__}"
-    try:
-        same = json.loads(json.dumps(config, allow_nan=False)) == config
-    except (TypeError, ValueError, RecursionError) as error:
-        return f"isn't JSON: {error!s:.200}"
-    return None if same else "changes on its way through JSON; use lists instead of tuples and text for keys"
 
 
 def _files(
@@ -331,7 +330,12 @@ def _check_keys(value: Any, keys: tuple[str, ...], where: str) -> None:
         raise FormatError(f"{where} must have the keys {', '.join(keys)}, not {given!s:.200}")
 
 
-def _refuse_foreign(folder: Path, files: Mapping[str, bytes]) -> None:
+def _refuse_file(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ArgumentError(f"{folder} is a file; a captioner is saved as a folder, name another place")
+
+
+def _refuse_foreign(folder: Path, files: tuple[str, ...]) -> None:
     """Never overwrite what another program wrote under one of our names."""
     names = (*files, TRAINING)
     folders = [name for name in names if (folder / name).is_dir()]

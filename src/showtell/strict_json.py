@@ -1,4 +1,4 @@
-"""JSON from strangers: one object, of bounded size and depth, each key once, every number finite."""
+"""JSON from strangers: one object, of bounded size and depth, each key once, every number finite; and what fits JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from .errors import FormatError
 
-__all__ = ["parse_object"]
+__all__ = ["json_problem", "parse_object"]
 
 
 def parse_object(text: str | bytes, what: str, *, limit: int, depth: int = 20) -> dict[str, Any]:
@@ -41,6 +41,23 @@ def parse_object(text: str | bytes, what: str, *, limit: int, depth: int = 20) -
         if not layer:
             return value
     raise FormatError(f"{what} nests deeper than {depth} levels")
+
+
+def json_problem(config: Any) -> str | None:
+    """Why a part's config() can't be saved, as the end of a sentence, or None when it can.
+
+    Example:
+        >>> json_problem({"size": 3})
+        >>> json_problem({"size": (3, 4)})
+        'changes on its way through JSON; use lists instead of tuples and text for keys'
+    """
+    if not isinstance(config, dict):
+        return f"must return a dict, not {type(config).__name__}"
+    try:
+        same = json.loads(json.dumps(config, allow_nan=False)) == config
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"isn't JSON: {error!s:.200}"
+    return None if same else "changes on its way through JSON; use lists instead of tuples and text for keys"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

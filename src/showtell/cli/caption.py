@@ -74,12 +74,12 @@ def find_photos(arguments: Sequence[str]) -> list[Path]:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     whole("--batch-size", options.batch_size, 1, 4096)
-    search = parse_search(options.search) if options.search else None
+    asked = parse_search(options.search) if options.search else None
     photos = find_photos(options.paths)
     if options.overwrite and not options.output:
         raise ArgumentError("--overwrite belongs to --output FILE")
     captioner = load_model(options.model, options.device)
-    search = search or captioner.search
+    search = asked or captioner.search
     style = options.format or ("jsonl" if options.output else "text")
     failed = 0
     if not options.output:

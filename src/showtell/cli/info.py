@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..search import search_to_config
-from .common import add_format, add_model, load_model
+from .common import add_format, load_model
 
 __all__ = ["add_command"]
 
@@ -22,15 +22,14 @@ def add_command(commands: Any) -> None:
         description="Load a captioner and say what it is made of.",
         epilog="example: showtell info runs/mine",
     )
-    add_model(parser)
-    parser.add_argument("source", nargs="?", metavar="MODEL", help="a folder or Hub id (default: the bundled one)")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a folder or Hub id (default: the bundled one)")
     add_format(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    captioner = load_model(options.source or options.model, options.device)
+    captioner = load_model(options.model, "cpu")
     pieces = captioner.save_pieces()
     parameters = {name: _count(getattr(captioner, name)) for name in ("encoder", "decoder")}
     size = sum(t.numel() * t.element_size() for t in pieces["tensors"].values())

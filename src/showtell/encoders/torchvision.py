@@ -6,6 +6,7 @@ import http.client
 import math
 import pickle
 import re
+import struct
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -98,7 +99,7 @@ class TorchvisionEncoder(BackboneEncoder):
         found = _weights(backbone, weights)
         try:
             state = found.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, http.client.HTTPException, pickle.PickleError) as error:
+        except _FAILURES as error:
             raise HubError(
                 f"can't fetch the weights {weights} of {backbone} ({error}); download {found.url} with a browser, put "
                 f"it into {torch.hub.get_dir()}/checkpoints, and call this again; or use the encoder that comes "
@@ -116,6 +117,11 @@ class TorchvisionEncoder(BackboneEncoder):
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images -> pooled and map (ViT: tokens)."""
         return cast("tuple[Tensor, Tensor]", self.backbone(images))
+
+
+# Of the connection, then of a file that isn't what it should be.
+_FAILURES = (OSError, http.client.HTTPException, RuntimeError, ValueError, LookupError, EOFError,
+             pickle.PickleError, struct.error)  # fmt: skip
 
 
 class _Facts(NamedTuple):

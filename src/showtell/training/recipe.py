@@ -45,8 +45,8 @@ class Recipe:
 
     Example:
         >>> recipe = load_recipe("default").changed({"epochs": 3})
-        >>> recipe.epochs, recipe.search
-        (3, 'beam:3')
+        >>> recipe.epochs, recipe.precision
+        (3, 'fp32')
 
     What each setting means stands beside it in recipes/default.toml, which is where the defaults live.
 

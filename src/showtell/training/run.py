@@ -127,7 +127,9 @@ def train(
             say(f"this run began with other settings ({', '.join(changed)}): the last digits may differ")
         captioner = assemble(plan, start, encoder, [c for r in training for c in r.captions], say).to(where)
         captioner.save_pieces(weights_dtype=plan.weights_dtype)
-        job = prepare(plan, folder, captioner, training, validating, skip_bad=skip_bad, say=say, show=show)
+        words = sum(len(record.captions) for record in training)
+        story = f"Trained on {len(training):,} photos with {words:,} captions, starting {_origin(init, encoder, plan)}."
+        job = prepare(plan, folder, captioner, training, validating, skip_bad=skip_bad, story=story, say=say, show=show)
         return _run(job)
 
 
@@ -227,6 +229,13 @@ def _save(job: Job, progress: Progress, step: int) -> None:
     state = {"model": model, "trainer": job.trainer.state_dict(), "progress": asdict(progress)}
     pieces = job.captioner.save_pieces(weights_dtype=job.recipe.weights_dtype)
     job.folder.save(step, pieces, state, best=progress.best_step)
+
+
+def _origin(init: Init, encoder: str | nn.Module | None, plan: Recipe) -> str:
+    if init is None:
+        part = plan.encoder if encoder is None else encoder if isinstance(encoder, str) else type(encoder).__name__
+        return f"from scratch on the encoder {part}"
+    return "from the captioner that comes with showtell" if init == "default" else "from another captioner"
 
 
 def _device(device: str | torch.device | None) -> torch.device:
