@@ -12,4 +12,4 @@ settings = {key: float(value) if "." in value else int(value) for key, value in 
 result = showtell.train(data, output, overrides=settings)
 captioner = showtell.Captioner.from_pretrained(result.output)
 photo = showtell.read_dataset(data).split("val")[0]
-print(f"{photo.id}: {captioner.caption(photo.image)}")
+print(f"{photo.id}: {captioner.caption(photo.photo())}")

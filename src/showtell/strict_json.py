@@ -1,4 +1,4 @@
-"""JSON from strangers: one object, of bounded size and depth, each key once, every number finite; and what fits JSON."""
+"""JSON from strangers (one object, bounded in size and depth, no key twice, finite numbers), and what fits JSON."""
 
 from __future__ import annotations
 

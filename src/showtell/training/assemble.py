@@ -76,7 +76,8 @@ def assemble(
         )
     count = least_count(recipe, len(captions))
     if count < recipe.min_count:
-        say(f"vocabulary: words seen {count} times or more are kept (few captions; the recipe says {recipe.min_count})")
+        kept = "every word is" if count == 1 else f"words seen {count} times or more are"
+        say(f"vocabulary: {kept} kept, as there are few captions (for many, the recipe asks for {recipe.min_count})")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         made = _new(recipe, encoder, captions, count) if start is None else _grown(recipe, start, captions, count, say)
