@@ -20,7 +20,7 @@ from torch import nn
 from torchvision import models
 
 from showtell.encoders import create_pretrained
-from showtell.encoders.base import BackboneEncoder
+from showtell.encoders.base import BackboneEncoder, fill
 from showtell.encoders.efficientnet_lite import EfficientNetLite
 from showtell.encoders.head import Head, check_head
 from showtell.encoders.precomputed import PrecomputedFeatures
@@ -51,16 +51,16 @@ TORCHVISION = [
     "resnet18",
     "mobilenet_v3_small",
     "efficientnet_b0",
-    pytest.param("shufflenet_v2_x0_5"),
-    pytest.param("squeezenet1_1"),
-    pytest.param("regnet_x_400mf"),
-    pytest.param("mnasnet0_5"),
-    pytest.param("mobilenet_v2"),
-    pytest.param("inception_v3", marks=slow),
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "regnet_x_400mf",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "inception_v3",
     pytest.param("vgg11", marks=slow),
     pytest.param("alexnet", marks=slow),
-    pytest.param("convnext_tiny", marks=slow),
-    pytest.param("swin_t", marks=slow),
+    "convnext_tiny",
+    "swin_t",
     pytest.param("swin_v2_t", marks=slow),
     pytest.param("vit_b_16", marks=slow),
     pytest.param("densenet121", marks=slow),
@@ -325,10 +325,10 @@ def test_the_cut_is_where_torchvision_pools(backbone: str) -> None:
     if backbone.startswith("vit"):
         options["image_size"] = size
     model = models.get_model(backbone, **options).eval()
-    state = {name.removeprefix("backbone."): value for name, value in encoder.state_dict().items()}
-    report = model.load_state_dict(state, strict=False)
-    assert not report.unexpected_keys
-    assert all(name.startswith(("classifier.", "fc.", "head")) for name in report.missing_keys)
+    stir(model)
+    fill(encoder.backbone, model.state_dict(), backbone)
+    left = set(model.state_dict()) - set(encoder.backbone.state_dict())
+    assert all(name.startswith(("classifier.", "fc.", "head")) for name in left)
     seen: list[torch.Tensor] = []
     last = next(m for name, m in model.named_modules() if name.startswith(("classifier", "fc", "head"))
                 and isinstance(m, nn.Linear | nn.Conv2d))  # fmt: skip
@@ -469,7 +469,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
 
     def serve(weights: Any, state: Any) -> None:
@@ -518,12 +518,9 @@ def test_older_names_of_densenet_weights_are_understood(served: Callable[[Any, A
         assert torch.equal(value, state[name])
 
 
-def test_weights_of_another_size_than_the_vit_are_refused(served: Callable[[Any, Any], None]) -> None:
-    with torch.device("meta"):
-        shapes = TorchvisionEncoder("vit_b_32", height=32).backbone.state_dict()
-    served(models.ViT_B_32_Weights.DEFAULT, {name: torch.zeros(value.shape) for name, value in shapes.items()})
-    with torch.device("meta"), pytest.raises(ArgumentError, match=r"vit_b_32 DEFAULT doesn't fit.*pos_embedding"):
-        TorchvisionEncoder.pretrained("vit_b_32", height=64)
+def test_weights_of_another_shape_are_refused_by_name() -> None:
+    with pytest.raises(ArgumentError, match=r"vit DEFAULT doesn't fit.*size mismatch for weight"):
+        fill(nn.Linear(2, 3), {"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, "vit DEFAULT")
 
 
 @pytest.mark.parametrize("answer", [None, b"<html>not found</html>", b"", b"\x80\x02junk"])
@@ -649,6 +646,148 @@ def test_pretrained_features_tell_real_photographs_apart(shared: Path) -> None:
     same = (a @ b.T).diagonal()
     other = (a @ b.T)[~torch.eye(4, dtype=torch.bool)]
     assert same.min() > 0.9 > other.max()
+
+
+# --- timm -----------------------------------------------------------------------------------------------------------
+
+
+def timm_encoder(model: str, **options: Any) -> Any:
+    pytest.importorskip("timm")
+    from showtell.encoders.timm import TimmEncoder
+
+    torch.manual_seed(0)
+    encoder = TimmEncoder(model, **options)
+    stir(encoder)
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("model", "height", "grid"),
+    [
+        ("resnet10t", 64, (4, 512)), ("mobilenetv3_small_050", 64, (4, 288)), ("vit_tiny_patch16_224", 64, (16, 192)),
+        ("test_vit2", 64, (16, 64)), ("test_convnext", 64, (4, 64)),
+        pytest.param("swin_tiny_patch4_window7_224", 224, (49, 768), marks=slow),
+        pytest.param("deit_tiny_distilled_patch16_224", 64, (16, 192), marks=slow),
+        pytest.param("mixer_s32_224", 224, (49, 512), marks=slow),
+    ],
+)  # fmt: skip
+def test_timm_models_keep_the_laws(
+    model: str, height: int, grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = timm_encoder(model, height=height, grid=True)
+    assert_keeps_the_laws(encoder, monkeypatch)
+    got = encoder(photos(encoder))
+    assert got.grid.shape == (3, *grid)
+    assert got.boxes.shape == (3, grid[0], 4)
+
+
+def test_timm_pooled_features_are_what_its_classifier_would_read() -> None:
+    timm = pytest.importorskip("timm")
+    for model in ("mobilenetv3_small_050", "resnet10t", "test_vit2"):
+        encoder = timm_encoder(model, height=64).eval()
+        theirs = timm.create_model(model, pretrained=False, num_classes=0, **encoder_size(encoder)).eval()
+        theirs.load_state_dict(encoder.backbone.state_dict())
+        images = photos(encoder)
+        mean, std = (torch.tensor(encoder.config()[key]).view(3, 1, 1) for key in ("mean", "std"))
+        torch.testing.assert_close(encoder(images).pooled, theirs((images - mean) / std), atol=1e-5, rtol=1e-5)
+
+
+def encoder_size(encoder: Any) -> dict[str, Any]:
+    return {"img_size": 64} if encoder.fixed_size else {}
+
+
+def test_timm_facts_become_the_image_spec() -> None:
+    with torch.device("meta"):
+        encoder = timm_encoder_on_meta("tf_efficientnet_lite0")
+    assert encoder.image_spec == ImageSpec(224, 224, "crop", 256, "bicubic")
+    assert encoder.config()["mean"] == [0.5, 0.5, 0.5]
+
+
+def timm_encoder_on_meta(model: str, **options: Any) -> Any:
+    pytest.importorskip("timm")
+    from showtell.encoders.timm import TimmEncoder
+
+    return TimmEncoder(model, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("hf-hub:timm/resnet18.a1_in1k", {}, "timm has no model"), ("timm/resnet18", {}, "timm has no model"),
+        ("local-dir:/tmp/x", {}, "timm has no model"), ("resnet18.a1_in1k", {}, "did you mean resnet18"),
+        ("resnet1", {}, "did you mean resnet"), ("", {}, "timm has no model"), (None, {}, "timm has no model"),
+        (["resnet18"], {}, "timm has no model"), ("*", {}, "timm has no model"),
+        ("mobilenetv3_small_050", {"grid": True, "trainable": True}, "name the parts"),
+        ("resnet10t", {"height": 10**6}, "height"),
+    ],
+)  # fmt: skip
+def test_timm_models_that_make_no_sense_are_refused(model: Any, options: dict[str, Any], message: str) -> None:
+    with torch.device("meta"), pytest.raises(ArgumentError, match=message):
+        timm_encoder_on_meta(model, **options)
+
+
+def test_a_size_that_timm_refuses_is_an_argument_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+
+    def create(name: str, *, img_size: tuple[int, int], **options: Any) -> Any:
+        raise AssertionError(f"{img_size} should be divisible by window size")
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(ArgumentError, match=r"can't build vit_tiny_patch16_224 for 100 x 100 pixels: .* window size"):
+        timm_encoder_on_meta("vit_tiny_patch16_224", height=100)
+
+
+def test_a_timm_model_without_a_single_map_is_refused() -> None:
+    with torch.device("meta"):
+        encoder = timm_encoder_on_meta("crossvit_9_240")
+        with pytest.raises(ArgumentError, match="crossvit_9_240"):
+            encoder(torch.zeros(1, 3, 240, 240))
+
+
+def test_timm_models_that_compute_build_on_meta_too() -> None:
+    with torch.device("meta"):
+        for model in ("regnetx_002", "vit_small_r26_s32_224", "swinv2_tiny_window8_256"):
+            assert all(value.is_meta for value in timm_encoder_on_meta(model).state_dict().values())
+
+
+def test_a_timm_name_that_stands_for_several_weights_is_refused_with_them() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ArgumentError, match=r"several weights; choose one of resnet18\.a1_in1k, resnet18\.a2_in1k"):
+        create_pretrained("timm:resnet18")
+    with pytest.raises(ArgumentError, match=r"no weights in timm; choose one of resnet18\.a1_in1k"):
+        create_pretrained("timm:resnet18.best")
+    with pytest.raises(ArgumentError, match="timm has no model"):
+        create_pretrained("timm:hf-hub:timm/resnet18.a1_in1k")
+
+
+def test_timm_weights_are_fetched_under_their_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    create, asked = timm.create_model, []
+
+    def stand_in(name: str, pretrained: bool, **options: Any) -> Any:
+        asked.append((name, pretrained))
+        return create(name.partition(".")[0], pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", stand_in)
+    encoder = create_pretrained("timm:resnet10t.c3_in1k", height=64)
+    assert ("resnet10t.c3_in1k", True) in asked
+    assert encoder.config()["model"] == "resnet10t"
+    assert encoder.image_spec.height == 64
+
+    def fails(name: str, pretrained: bool, **options: Any) -> Any:
+        if pretrained:
+            raise OSError("no connection")
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", fails)
+    with pytest.raises(HubError, match="no connection"):
+        create_pretrained("timm:resnet10t.c3_in1k")
+
+
+def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingPackageError, match=r"showtell\[timm\]"):
+        create_pretrained("timm:resnet18.a1_in1k")
 
 
 # --- precomputed ----------------------------------------------------------------------------------------------------

@@ -256,12 +256,14 @@ def test_from_scratch_it_learns_what_the_photos_show(photos: Path, tmp_path: Pat
         init=None,
         encoder=encoder,
         overrides={
-            "epochs": 3,
+            "epochs": 1,
             "min_steps": 240,
             "learning_rate": 1e-2,
             "embed_dim": 24,
             "hidden_dim": 32,
             "dropout": 0.0,
+            "tied": False,
+            "label_smoothing": 0.0,
             "save_every_steps": 1000,
             "search": "greedy",
         },
@@ -270,7 +272,7 @@ def test_from_scratch_it_learns_what_the_photos_show(photos: Path, tmp_path: Pat
     captioner = Captioner.from_pretrained(tmp_path / "run", encoder=ColourEncoder)
     training = read_dataset(photos).split("train")
     right = [record.id[:3] in captioner.caption(record.image).text for record in training]
-    assert sum(right) >= 0.8 * len(right)
+    assert sum(right) >= 0.9 * len(right)
     after = captioner.encoder.state_dict()
     assert torch.allclose(after["stem.weight"], before["stem.weight"], atol=1e-3)  # saved as float16
     assert not torch.allclose(after["project.weight"], before["project.weight"], atol=1e-2)

@@ -6,11 +6,10 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from . import hub, storage, weights
 from .assembly import build_part, part_entry
@@ -18,7 +17,7 @@ from .caption import Caption, captions_of
 from .errors import ArgumentError, FormatError
 from .generate import evaluating, generate
 from .images import ImageSource, load_images
-from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder
+from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder, join_features, slice_features
 from .registry import Kind
 from .search import Greedy, Search, parse_search, search_from_config, search_to_config
 from .vocabulary import Vocabulary
@@ -67,6 +66,7 @@ class Captioner(nn.Module):
         *,
         search: Search | str = Greedy(),  # noqa: B008 - frozen
     ) -> None:
+        """Put the parts together after checking that they fit."""
         super().__init__()
         for kind, part in (("encoder", encoder), ("decoder", decoder)):
             missing = [name for name in _MEMBERS[kind] if not hasattr(part, name)]
@@ -148,7 +148,7 @@ class Captioner(nn.Module):
         for start in range(0, len(photos), batch_size):
             pixels = load_images(photos[start : start + batch_size], self.encoder.image_spec)
             parts.append(self.encode_pixels(pixels))
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return parts[0] if len(parts) == 1 else join_features(parts)
 
     def encode_pixels(self, pixels: Tensor) -> Features:
         """Encode images that are resized already: (N, 3, H, W) float in 0..1, on any device, in any precision."""
@@ -200,7 +200,7 @@ class Captioner(nn.Module):
         how = self.search if search is None else parse_search(search) if isinstance(search, str) else search
         if isinstance(images, Features):
             count = images.pooled.shape[0]
-            parts = (_sliced(images, i, i + batch_size) for i in range(0, count, batch_size))
+            parts = (slice_features(images, i, i + batch_size) for i in range(0, count, batch_size))
         else:
             photos = _listed(images)
             parts = (
@@ -393,12 +393,3 @@ def _listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
 def _check_batch_size(batch_size: int) -> None:
     if type(batch_size) is not int or batch_size < 1:
         raise ArgumentError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
-
-
-def _sliced(features: Features, start: int, stop: int) -> Features:
-    return Features(*(None if t is None else t[start:stop] for t in features))  # type: ignore[arg-type]
-
-
-def _joined(parts: list[Features]) -> Features:
-    columns = zip(*parts, strict=True)
-    return Features(*(None if ts[0] is None else torch.cat(ts) for ts in columns))  # type: ignore[arg-type]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,10 +14,11 @@ from torch import Tensor
 from .captioner import Caption, Captioner
 from .data import Batch
 from .errors import ArgumentError
+from .generate import evaluating
 from .images import ImageSource
 from .metrics.bleu import BleuScores, bleu
 from .progress import bar
-from .protocols import Features, SplitEncoder
+from .protocols import Features, SplitEncoder, move, slice_features
 from .search import Search
 
 __all__ = ["Evaluation", "evaluate", "score_words", "teacher_forced_loss"]
@@ -98,7 +98,7 @@ def evaluate(
     if given != count:
         raise ArgumentError(f"{given} photos but references for {count}; give one list of captions a photo")
     captions: list[Caption] = []
-    with bar(count, "captioning", unit="photo", show=show) as progress, _evaluating(captioner):
+    with bar(count, "captioning", unit="photo", show=show) as progress, evaluating(captioner):
         for start in range(0, count, batch_size):
             positions = range(start, min(count, start + batch_size))
             photos = _photos(captioner, inputs, positions, trunk)
@@ -114,10 +114,10 @@ def evaluate(
 def _photos(captioner: Captioner, inputs: Inputs, positions: range, trunk: bool) -> Any:
     """Some of the photos, as `Captioner.caption` takes them."""
     if isinstance(inputs, Features):
-        return Features(*(None if t is None else t[positions.start : positions.stop] for t in inputs))  # type: ignore[arg-type]
+        return slice_features(inputs, positions.start, positions.stop)
     if not callable(inputs):
         return [inputs[i] for i in positions]
-    found = _to(inputs(list(positions)), captioner.device)
+    found = move(inputs(list(positions)), captioner.device)
     with torch.inference_mode():
         if isinstance(found, Tensor):
             return captioner.encoder(found)
@@ -140,10 +140,10 @@ def teacher_forced_loss(captioner: Captioner, batches: Iterable[Batch]) -> float
     ArgumentError when the batches hold no word.
     """
     total, count = 0.0, 0.0
-    with torch.inference_mode(), _evaluating(captioner):
+    with torch.inference_mode(), evaluating(captioner):
         for batch in batches:
             inputs, tokens, targets, weights = (
-                _to(t, captioner.device) for t in (batch.inputs, batch.tokens, batch.targets, batch.weights)
+                move(t, captioner.device) for t in (batch.inputs, batch.tokens, batch.targets, batch.weights)
             )
             logits = captioner(inputs, tokens, trunk=batch.trunk).logits
             each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
@@ -152,21 +152,3 @@ def teacher_forced_loss(captioner: Captioner, batches: Iterable[Batch]) -> float
     if not count > 0:
         raise ArgumentError("no word to take the loss of; the batches are empty")
     return total / count
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Features):
-        return Features(*(None if t is None else t.to(device) for t in value))  # type: ignore[arg-type]
-    return value.to(device)
-
-
-@contextmanager
-def _evaluating(captioner: Captioner) -> Iterator[None]:
-    """Evaluation mode for a while; each module's own mode is put back."""
-    training = [module for module in captioner.modules() if module.training]
-    captioner.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import struct
@@ -72,8 +73,7 @@ def load_image(source: ImageSource, spec: ImageSpec) -> Tensor:
             AVIF; of several frames the first is taken. Transparent parts become white.
         spec: the size and how to reach it; all but "nearest" are antialiased.
 
-    Returns:
-        (3, height, width) float32 in 0..1 on the CPU.
+    Returns (3, height, width) float32 in 0..1 on the CPU.
 
     Raises:
         NotFoundError: no such file.
@@ -152,13 +152,9 @@ def describe(source: object, position: int | None = None) -> str:
             return name
     if position is not None:
         return f"image {position}"
-    if isinstance(source, bytes | bytearray | memoryview):
-        return "<bytes>"
-    if isinstance(source, Image.Image):
-        return "<PIL image>"
-    if isinstance(source, np.ndarray):
-        return "<array>"
-    return "<tensor>" if isinstance(source, Tensor) else f"<{type(source).__name__}>"
+    kinds = {"bytes": bytes | bytearray | memoryview, "PIL image": Image.Image, "array": np.ndarray, "tensor": Tensor}
+    called = next((called for called, kind in kinds.items() if isinstance(source, kind)), type(source).__name__)
+    return f"<{called}>"
 
 
 def _load_into(out: Tensor, source: ImageSource, spec: ImageSpec, name: str) -> None:
@@ -250,57 +246,43 @@ def _read_header(file: BinaryIO, name: str) -> Image.Image:
     file.seek(0)
     if not start:
         raise ImageError(f"{name}: the file is empty")
-    kind = next((kind for kind, is_it in _KINDS.items() if is_it(start)), None)
+    kind = next((kind for kind, (_, is_it) in _KINDS.items() if is_it(start)), None)
     if kind is None:
         raise ImageError(f"{name}: not a photo that showtell reads ({', '.join(_KINDS)}); save it as one of these")
-    opener = _openers().get(kind)
-    if opener is None:
+    reader = _reader(kind)
+    if reader is None:
         raise ImageError(f"{name}: {kind}, which the installed Pillow can't read; upgrade pillow or save it as JPEG")
-    return opener(file)
+    return reader(file)
 
 
-_KINDS: dict[str, Callable[[bytes], bool]] = {
-    "JPEG": lambda b: b.startswith(b"\xff\xd8\xff"),
-    "PNG": lambda b: b.startswith(b"\x89PNG\r\n\x1a\n"),
-    "WebP": lambda b: b[:4] == b"RIFF" and b[8:12] == b"WEBP",
-    "GIF": lambda b: b[:6] in (b"GIF87a", b"GIF89a"),
-    "TIFF": lambda b: b[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "BMP": lambda b: b.startswith(b"BM"),
-    "PPM": lambda b: b[:1] == b"P" and b[1:2] in b"123456" and b[2:3].isspace(),
-    "AVIF": lambda b: b[4:8] == b"ftyp" and b[8:12] in (b"avif", b"avis"),
+_KINDS: dict[str, tuple[str, Callable[[bytes], bool]]] = {  # kind -> Pillow's plugin, how a file of it starts
+    "JPEG": ("Jpeg", lambda b: b.startswith(b"\xff\xd8\xff")),
+    "PNG": ("Png", lambda b: b.startswith(b"\x89PNG\r\n\x1a\n")),
+    "WebP": ("WebP", lambda b: b[:4] == b"RIFF" and b[8:12] == b"WEBP"),
+    "GIF": ("Gif", lambda b: b[:6] in (b"GIF87a", b"GIF89a")),
+    "TIFF": ("Tiff", lambda b: b[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    "BMP": ("Bmp", lambda b: b.startswith(b"BM")),
+    "PPM": ("Ppm", lambda b: b[:1] == b"P" and b[1:2] in b"123456" and b[2:3].isspace()),
+    "AVIF": ("Avif", lambda b: b[4:8] == b"ftyp" and b[8:12] in (b"avif", b"avis")),
 }
 
 
 @cache
-def _openers() -> dict[str, Callable[[BinaryIO], Image.Image]]:
-    """Pillow's reader of each kind, called directly.
+def _reader(kind: str) -> Callable[[BinaryIO], Image.Image] | None:
+    """Pillow's reader, called directly; None where this Pillow has none.
 
     `Image.open` would do the same, but also warn of large photos and of EXIF blocks it can't parse; a library can't
     silence warnings without changing the filters of the whole process. PIXEL_LIMIT and `_orientation` do that work.
     """
-    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, TiffImagePlugin
-    from PIL import WebPImagePlugin as WebP
-    from PIL import features as pillow
-
-    class QuietJpeg(JpegImagePlugin.JpegImageFile):
-        def getexif(self) -> Image.Exif:  # the reader asks for the resolution, which nobody here needs
-            return Image.Exif()
-
-    found: dict[str, Callable[[BinaryIO], Image.Image]] = {
-        "JPEG": QuietJpeg,
-        "PNG": PngImagePlugin.PngImageFile,
-        "GIF": GifImagePlugin.GifImageFile,
-        "TIFF": TiffImagePlugin.TiffImageFile,
-        "BMP": BmpImagePlugin.BmpImageFile,
-        "PPM": PpmImagePlugin.PpmImageFile,
-    }
-    if pillow.check("webp"):
-        found["WebP"] = WebP.WebPImageFile
-    if "avif" in pillow.modules and pillow.check("avif"):  # Pillow 11.3
-        from PIL import AvifImagePlugin
-
-        found["AVIF"] = AvifImagePlugin.AvifImageFile
-    return found
+    plugin = _KINDS[kind][0]
+    try:
+        module = importlib.import_module(f"PIL.{plugin}ImagePlugin")
+    except ModuleNotFoundError:  # AVIF came with Pillow 11.3
+        return None
+    reader: Any = getattr(module, f"{plugin}ImageFile")
+    if kind == "JPEG":  # this reader parses EXIF for the resolution, which nobody here needs
+        reader = type("QuietJpeg", (reader,), {"getexif": lambda self: Image.Exif()})
+    return reader if getattr(module, "SUPPORTED", True) else None
 
 
 def _orientation(image: Image.Image) -> int:

@@ -5,14 +5,16 @@ N images, R rows (R = N * K, row r belongs to image r // K), L regions, D featur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from .image_spec import ImageSpec
 from .rows import Rows
 
-__all__ = ["Decoder", "Encoder", "Features", "Forced", "SplitEncoder"]
+__all__ = ["Decoder", "Encoder", "Features", "Forced", "SplitEncoder", "join_features", "move", "slice_features"]
 
 
 class Features(NamedTuple):
@@ -31,6 +33,29 @@ class Features(NamedTuple):
     grid: Tensor | None = None
     mask: Tensor | None = None
     boxes: Tensor | None = None
+
+
+def slice_features(features: Features, start: int, stop: int) -> Features:
+    """The features of photos start..stop-1."""
+    return Features(*(None if t is None else t[start:stop] for t in features))  # type: ignore[arg-type]
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """A tensor, Features, or a NamedTuple of these, on a device; anything else as it is.
+
+    A copy from pinned memory to a GPU doesn't make the host wait.
+    """
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=torch.device(device).type != "cpu")
+    if hasattr(value, "_fields"):
+        return type(value)(*(move(each, device) for each in value))
+    return value
+
+
+def join_features(parts: Sequence[Features]) -> Features:
+    """The features of several batches as one; all have the same regions."""
+    columns = zip(*parts, strict=True)
+    return Features(*(None if ts[0] is None else torch.cat(ts) for ts in columns))  # type: ignore[arg-type]
 
 
 class Forced(NamedTuple):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .errors import ArgumentError
 
-__all__ = ["Rows", "rows_per_image", "repeat_rows", "select_rows"]
+__all__ = ["Rows", "repeat_rows", "rows_per_image", "select_rows"]
 
 Rows = dict[str, Tensor]
 """Named tensors that all share dimension 0, the row."""

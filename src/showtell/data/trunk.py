@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ArgumentError
-from ..protocols import Encoder, Features, SplitEncoder
+from ..protocols import Encoder, Features, SplitEncoder, move
 
 __all__ = ["Trunk"]
 
@@ -44,7 +44,7 @@ class Trunk:
                 self.sample = self(torch.zeros(1, 3, spec.height, spec.width))
             if isinstance(encoder, SplitEncoder):
                 with head_touched:
-                    encoder.head(_moved(self.sample, self.device))
+                    encoder.head(move(self.sample, self.device))
             head_only = head_touched.ids - touched.ids
             # What a batch norm of the head merely counts isn't touched: it goes with the module's other tensors.
             owners: dict[str, set[int]] = {}
@@ -68,7 +68,8 @@ class Trunk:
 
     def __call__(self, images: Tensor) -> Features:
         """(N, 3, H, W) -> Features on the CPU; to be called inside `running()`."""
-        return _moved(self._run(images.to(self.device)), torch.device("cpu"))
+        features: Features = move(self._run(images.to(self.device)), "cpu")
+        return features
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -128,7 +129,3 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers, those that aren't saved included: mean and standard deviation count."""
     yield from module.named_parameters()
     yield from module.named_buffers()
-
-
-def _moved(features: Features, device: torch.device) -> Features:
-    return Features(*(None if t is None else t.to(device) for t in features))  # type: ignore[arg-type]

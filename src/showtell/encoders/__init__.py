@@ -21,9 +21,9 @@ def create_pretrained(name: str, **options: Any) -> BackboneEncoder:
         ...
         showtell.errors.ArgumentError: no encoder 'resnet50'; did you mean 'torchvision:resnet50'? ...
 
-    Names: "efficientnet-lite0" (1, 2); "torchvision:resnet50", "torchvision:resnet50:IMAGENET1K_V1" for certain
-    weights; "timm:resnet50.a1_in1k". `options` are those of the encoder's constructor. Raises ArgumentError for an unknown name,
-    HubError when weights can't be fetched, MissingPackageError when a package is needed for them.
+    Names: "efficientnet-lite0" (1, 2); "torchvision:resnet50", or "torchvision:resnet50:IMAGENET1K_V1" for certain
+    weights; "timm:resnet50.a1_in1k". `options` are those of the encoder's constructor. Raises ArgumentError for an
+    unknown name, HubError when weights can't be fetched, MissingPackageError when a package is needed for them.
     """
     kind, _, rest = name.partition(":") if isinstance(name, str) else ("", "", "")
     if kind == "torchvision" and rest:

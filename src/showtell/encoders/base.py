@@ -25,6 +25,9 @@ Resize = Literal["squash", "crop"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
+_CPU_PHOTOS = 8
+
+
 class BackboneEncoder(nn.Module, ABC):
     """A backbone for photos, frozen or not, and a head: `forward` is `head(trunk(images))`.
 
@@ -125,7 +128,7 @@ class BackboneEncoder(nn.Module, ABC):
             # Float32 here even in a bf16 model: the photo's 256 levels don't fit into bf16.
             images = (images.float() - self.mean.float()) / self.std.float()
             weight = next(self.backbone.parameters(), None)
-            pooled, cells = self.extract(images if weight is None else images.to(weight.dtype))
+            pooled, cells = self._extracted(images if weight is None else images.to(weight.dtype))
             if not self.grid:
                 return Features(pooled)
             shape = _grid_shape(cells, images.shape[2], images.shape[3])
@@ -138,6 +141,15 @@ class BackboneEncoder(nn.Module, ABC):
             grid = cells if cells.ndim == 3 else cells.flatten(2).transpose(1, 2)
             boxes = None if shape is None else _boxes(shape, grid.device).expand(len(grid), -1, -1)
             return Features(pooled, grid, boxes=boxes)
+
+    def _extracted(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`extract`, on a CPU a few photos at a time: the maps of many fall out of its caches (measured: 2 to 7 times
+        slower for 32 photos of 224 pixels on EfficientNet-Lite0)."""
+        whole_batch = images.device.type != "cpu" or torch.is_grad_enabled() or self.backbone.training
+        if whole_batch or len(images) <= _CPU_PHOTOS:
+            return self.extract(images)
+        pooled, cells = zip(*map(self.extract, torch.split(images, _CPU_PHOTOS)), strict=True)
+        return torch.cat(pooled), torch.cat(cells)
 
     def head(self, features: Features) -> Features:
         """The trunk's Features -> the decoder's; without a head they stay as they are."""
@@ -201,8 +213,9 @@ class BackboneEncoder(nn.Module, ABC):
                 "load_images makes them"
             )
         if self.fixed_size and images.shape[2:] != (spec.height, spec.width):
+            height, width = images.shape[2:]
             raise ArgumentError(
-                f"this encoder takes images of {spec.height} x {spec.width}, not {' x '.join(map(str, images.shape[2:]))}; "
+                f"this encoder takes images of {spec.height} x {spec.width}, not {height} x {width}; "
                 "build it with another height and width, or load the photos with its image_spec"
             )
 
@@ -242,7 +255,7 @@ class _OnlyShapes(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        return func(*args, **(kwargs | {"device": "meta"} if func is torch.empty else kwargs))
+        return func(*args, **(kwargs | {"device": "meta"} if func in (torch.empty, torch.zeros) else kwargs))
 
 
 def build_shapes_or_real(build: Callable[[], M]) -> M:
@@ -299,7 +312,8 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     try:
         missing = module.load_state_dict(weights, strict=False).missing_keys
     except RuntimeError as error:
-        raise ArgumentError(f"{where} doesn't fit this backbone (a ViT can't change its size): {error}") from error
+        what = " ".join(str(error).split())
+        raise ArgumentError(f"{where} doesn't fit this backbone (a ViT can't change its size): {what:.500}") from error
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # old files have none
     if missing:
         raise ArgumentError(f"{where} lacks {len(missing)} tensors that the backbone needs, the first is {missing[0]}")

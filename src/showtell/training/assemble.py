@@ -82,6 +82,8 @@ def assemble(
         torch.default_generator.manual_seed(recipe.seed)
         made = _new(recipe, encoder, captions, count) if start is None else _grown(recipe, start, captions, count, say)
         made.encoder = cast(Encoder, _with_training(made.encoder, recipe.train_encoder))
+    if isinstance(encoder, nn.Module) and not recipe.train_encoder:
+        say("the given encoder is frozen but for its head, if it has one; train_encoder = true trains all of it")
     unknown = made.vocabulary.unknown(captions)
     say(f"vocabulary: {len(made.vocabulary):,} entries; {unknown.rate:.1%} of the training words are unknown to it")
     return made

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import storage
 from ..checks import whole
 from ..errors import ArgumentError
 from ..progress import bar
@@ -116,6 +117,7 @@ def train(
             "encoder": fingerprint(encoder),
             "recipe": plan.values(),
         }
+        storage.check_place(output)
         folder = RunFolder(output)
         settings = {"threads": torch.get_num_threads(), "device": where.type, "torch": torch.__version__}
         finished = folder.open(identity, settings, restart=restart)

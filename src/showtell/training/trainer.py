@@ -12,15 +12,15 @@ from itertools import islice
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import choice, number, whole
 from ..data import prefetched
 from ..errors import ArgumentError, RunError
-from ..protocols import Features
+from ..protocols import move
 from .objectives import Objective
 
-__all__ = ["BatchSource", "StepReport", "Trainer", "move_batch"]
+__all__ = ["BatchSource", "StepReport", "Trainer"]
 
 
 class BatchSource(Protocol):
@@ -167,7 +167,7 @@ class Trainer:
         with _seeded(device, self.seed, self.step_count):
             for batch in micro:
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    terms = self.objective(self.captioner, move_batch(batch, device))
+                    terms = self.objective(self.captioner, move(batch, device))
                 parts = {name: term.factor * term.sum / totals[name] for name, term in terms.items()}
                 scaled = torch.stack([part.reshape(()) for part in parts.values()]).sum()
                 for name, part in parts.items():
@@ -222,21 +222,6 @@ class Trainer:
         except ValueError as error:
             raise ArgumentError(f"the optimizer's state belongs to another optimizer or model: {error}") from error
         self.step_count = whole("step", state["step"], 0, 2**62)
-
-
-def move_batch(batch: Any, device: torch.device) -> Any:
-    """A NamedTuple of tensors and Features, on a device; what isn't a NamedTuple is returned as it is."""
-    if not hasattr(batch, "_replace"):
-        return batch
-    return batch._replace(**{name: _moved(value, device) for name, value in batch._asdict().items()})
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Features):
-        return Features(*(None if t is None else t.to(device, non_blocking=True) for t in value))  # type: ignore[arg-type]
-    return value
 
 
 def _frozen_modules(model: nn.Module) -> list[nn.Module]:
