@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from showtell import hub
+import showtell
+from showtell import errors, hub
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -85,3 +86,16 @@ def test_the_commands_of_a_page_run(page: Path, workplace: Path) -> None:
         if kind == "bash" and "pip install" not in code and "flickr8k" not in code:
             done = subprocess.run(["bash", "-euc", code], capture_output=True, text=True, cwd=workplace, timeout=900)
             assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_api_reference_names_everything_public() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    shown = {line.rsplit(".", 1)[-1] for line in text.splitlines() if line.startswith("::: ")} | set(errors.__all__)
+    assert set(showtell.__all__) - shown == {"__version__"}
+
+
+def test_the_changelog_begins_with_the_version_of_the_package() -> None:
+    found = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert found
+    assert found[1] == showtell.__version__
+    assert f"version: {showtell.__version__}" in (ROOT / "CITATION.cff").read_text()

@@ -303,6 +303,21 @@ def test_the_head_goes_linear_norm_relu_dropout() -> None:
     assert check_head({"dim": 4}) == {"dim": 4, "batch_norm": False, "relu": False, "dropout": 0.0}
 
 
+def test_a_large_batch_equals_its_photos_one_by_one_with_and_without_gradients() -> None:
+    encoder = Tiny(grid=True, trainable=["last"]).eval()
+    images = photos(encoder, 21)
+    with torch.no_grad():
+        parted = encoder(images)
+        apart = [encoder(image[None]) for image in images]
+    together = encoder(images)
+    for got in (parted, together):
+        torch.testing.assert_close(got.pooled, torch.cat([one.pooled for one in apart]))
+        torch.testing.assert_close(got.grid, torch.cat([one.grid for one in apart]))
+        assert got.boxes.shape == (21, 24, 4)
+    assert together.pooled.requires_grad
+    assert not parted.pooled.requires_grad
+
+
 def test_a_batch_of_no_photos_gives_no_features() -> None:
     assert EfficientNetLite(image_size=32).eval()(torch.zeros(0, 3, 32, 32)).pooled.shape == (0, 1280)
 

@@ -141,8 +141,7 @@ def describe(source: object, position: int | None = None) -> str:
         >>> describe("dog.jpg", 3), describe(b"...", 3), describe(b"...")
         ('dog.jpg', 'image 3', '<bytes>')
 
-    A path or a file's own name where there is one; else "image 3" where a position is given, else what kind of
-    thing it is.
+    A path or a file's own name, else "image 3" where a position is given, else what kind of thing it is.
     """
     if isinstance(source, str | os.PathLike):
         return os.fsdecode(source)
@@ -193,9 +192,7 @@ def _opened(source: Any, name: str) -> Iterator[Image.Image]:
             image: Image.Image = source if file is None else _read_header(file, name)
             width, height = image.size
             if file is not None and width * height > PIXEL_LIMIT:
-                raise ImageError(
-                    f"{name}: {width} x {height} pixels are more than showtell decodes ({PIXEL_LIMIT:,}); scale it down"
-                )
+                raise ImageError(f"{name}: {width} x {height} pixels are more than {PIXEL_LIMIT:,}; scale it down")
             if width < 1 or height < 1:
                 raise ImageError(f"{name}: a photo of {width} x {height} pixels shows nothing")
             yield image
@@ -220,7 +217,6 @@ def _binary(source: Any, name: str) -> Iterator[BinaryIO | None]:
         except IsADirectoryError as error:
             raise ImageError(f"{name}: a folder, not a photo; pass the files in it") from error
         except (OSError, ValueError, TypeError) as error:
-            # Windows says "permission denied" for a folder.
             raise ImageError(f"{name!r:.300}: can't be opened ({error})") from error
         with file:
             yield file
@@ -292,9 +288,7 @@ def _orientation(image: Image.Image) -> int:
         value = tags.get(274, 1)
         return value if value in _UPRIGHT else 1
     data = image.info.get("exif")
-    if not isinstance(data, bytes):
-        return 1
-    data = data.removeprefix(b"Exif\0\0")
+    data = data.removeprefix(b"Exif\0\0") if isinstance(data, bytes) else b""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
     if order is None:
         return 1
@@ -311,8 +305,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    tags = getattr(image, "tag_v2", None)
-    # Newer versions of Pillow announce a TIFF's size as it will be after turning.
+    tags = getattr(image, "tag_v2", None)  # newer versions of Pillow give a TIFF's size as it will be after turning
     turned = tags is not None and (tags.get(256), tags.get(257)) != image.size
     return image.size[::-1] if _orientation(image) > 4 and not turned else image.size
 
@@ -375,13 +368,10 @@ def _as_hwc(source: np.ndarray[Any, Any] | Tensor, name: str) -> np.ndarray[Any,
     if 0 in source.shape:
         raise ImageError(f"{name}: a photo of shape {tuple(source.shape)} has no pixels")
     if isinstance(source, Tensor):
-        source = source.detach().cpu()
-        array: np.ndarray[Any, Any] = (source.float() if source.dtype == torch.bfloat16 else source).numpy()
-    else:
-        array = source
-    if array.ndim == 2:
-        return array[:, :, None]
-    return array if channels == -1 else array.transpose(1, 2, 0)
+        source = (source.float() if source.dtype == torch.bfloat16 else source).detach().cpu().numpy()
+    if source.ndim == 2:
+        return source[:, :, None]
+    return source if channels == -1 else source.transpose(1, 2, 0)
 
 
 def _array_planes(array: np.ndarray[Any, Any], name: str) -> list[Image.Image]:

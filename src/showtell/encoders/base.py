@@ -148,7 +148,9 @@ class BackboneEncoder(nn.Module, ABC):
         whole_batch = images.device.type != "cpu" or torch.is_grad_enabled() or self.backbone.training
         if whole_batch or len(images) <= _CPU_PHOTOS:
             return self.extract(images)
-        pooled, cells = zip(*map(self.extract, torch.split(images, _CPU_PHOTOS)), strict=True)
+        pooled, cells = zip(
+            *(self.extract(images[i : i + _CPU_PHOTOS]) for i in range(0, len(images), _CPU_PHOTOS)), strict=True
+        )
         return torch.cat(pooled), torch.cat(cells)
 
     def head(self, features: Features) -> Features:
