@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import showtell
 from showtell import Beam, Caption, Captioner, Features, Greedy, ImageSpec, Vocabulary
-from showtell.decoders.lstm import LSTMDecoder
 from showtell.errors import ArgumentError, ComponentError, FormatError, ImageError, NotFoundError
 from showtell.testing import TinyEncoder, tiny_captioner
 
