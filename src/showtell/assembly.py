@@ -4,14 +4,54 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from torch import nn
 
-from . import storage
+from . import storage, weights
 from .errors import ArgumentError, ComponentError, FormatError
+from .image_spec import ImageSpec
 from .protocols import Decoder, Encoder
 from .registry import Kind, class_path, component_name, find_component
 
-__all__ = ["build_part", "part_entry"]
+__all__ = ["build_part", "check_part", "part_entry", "rebuild_problem"]
+
+_MEMBERS = {
+    "encoder": ("feature_dim", "image_spec", "config"),
+    "decoder": ("vocab_size", "has_attention", "prepare", "initial_state", "step", "config"),
+}
+
+
+def check_part(kind: Kind, part: Any) -> None:
+    """Raise ArgumentError unless the part is a module with what its protocol asks for."""
+    missing = [name for name in _MEMBERS[kind] if not hasattr(part, name)]
+    if missing or not isinstance(part, nn.Module):
+        hint = "; pass an object, not the class" if isinstance(part, type) else ""
+        raise ArgumentError(
+            f"the {kind} must be a torch.nn.Module that follows showtell.{kind.capitalize()}; "
+            f"{getattr(part, '__name__', type(part).__name__)} lacks {', '.join(missing) or 'torch.nn.Module'}{hint}"
+        )
+    config: Any = part.config
+    if not callable(config):
+        raise ArgumentError(f"the {kind}'s config must be a method, not {type(config).__name__}")
+    if kind == "encoder" and not isinstance(part.image_spec, ImageSpec):
+        raise ArgumentError(f"the encoder's image_spec must be an ImageSpec, not {part.image_spec!r:.100}")
+
+
+def rebuild_problem(kind: Kind, part: Encoder | Decoder) -> str | None:
+    """Why a part that is saved now couldn't be built again from its `config()`, or None when it can.
+
+    Raises ArgumentError when it can't even be saved.
+    """
+    config = part_entry(kind, part)["config"]
+    call = f"{type(part).__name__}(**config())"
+    try:
+        with torch.device("meta"):
+            again = type(part)(**config)
+        found, wanted = (weights.expected_tensors({kind: cast(nn.Module, p)}, "float32") for p in (again, part))
+        weights.match(wanted, found, call)
+    except Exception as error:  # the constructor is somebody else's
+        return f"{call} fails: {error}" if str(call) not in str(error) else str(error)
+    return None
 
 
 def part_entry(kind: Kind, part: Encoder | Decoder) -> dict[str, Any]:
@@ -29,6 +69,7 @@ def build_part(kind: Kind, entry: dict[str, Any], maker: Any = None) -> Encoder 
     Raises ComponentError when the name isn't known here, FormatError when the saved config doesn't fit.
     """
     if isinstance(maker, nn.Module):
+        check_part(kind, maker)
         return cast(Encoder | Decoder, maker)
     if maker is None:
         if entry["name"] is None:
@@ -45,4 +86,5 @@ def build_part(kind: Kind, entry: dict[str, Any], maker: Any = None) -> Encoder 
         ) from error
     except ArgumentError as error:
         raise FormatError(f"the saved {kind} config makes no sense: {error}") from error
+    check_part(kind, part)
     return part

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from . import hub, storage, weights
-from .assembly import build_part, part_entry
+from .assembly import build_part, check_part, part_entry
 from .caption import Caption, captions_of
+from .devices import usable_device
 from .errors import ArgumentError, FormatError
 from .generate import evaluating, generate
 from .images import ImageSource, load_images
-from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder, join_features, slice_features
+from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder, as_features, join_features, slice_features
 from .registry import Kind
-from .search import Greedy, Search, parse_search, search_from_config, search_to_config
+from .search import Greedy, Search, as_search, search_from_config, search_to_config
 from .vocabulary import Vocabulary
 
 __all__ = ["Caption", "Captioner", "Photos"]
@@ -27,10 +28,6 @@ __all__ = ["Caption", "Captioner", "Photos"]
 Photos = ImageSource | Sequence[ImageSource] | Features
 """One photo, several photos, or the features of N photos as an encoder returns them."""
 
-_MEMBERS = {
-    "encoder": ("feature_dim", "image_spec", "config"),
-    "decoder": ("vocab_size", "has_attention", "prepare", "initial_state", "step", "config"),
-}
 _DEFAULT_FOLDER = Path(__file__).parent / "default_model"
 
 
@@ -68,13 +65,10 @@ class Captioner(nn.Module):
     ) -> None:
         """Put the parts together after checking that they fit."""
         super().__init__()
-        for kind, part in (("encoder", encoder), ("decoder", decoder)):
-            missing = [name for name in _MEMBERS[kind] if not hasattr(part, name)]
-            if missing or not isinstance(part, nn.Module):
-                raise ArgumentError(
-                    f"the {kind} must be a torch.nn.Module that follows showtell.{kind.capitalize()}; "
-                    f"{type(part).__name__} lacks {', '.join(missing) or 'torch.nn.Module'}"
-                )
+        check_part("encoder", encoder)
+        check_part("decoder", decoder)
+        if not isinstance(vocabulary, Vocabulary):
+            raise ArgumentError(f"the vocabulary must be a showtell.Vocabulary, not {type(vocabulary).__name__}")
         if decoder.vocab_size != len(vocabulary):
             raise ArgumentError(
                 f"the decoder has {decoder.vocab_size} words and the vocabulary {len(vocabulary)}; "
@@ -89,7 +83,7 @@ class Captioner(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.vocabulary = vocabulary
-        self.search = parse_search(search) if isinstance(search, str) else search
+        self.search = as_search(search)
         self._saved_dtype = "float32"
         self._card: str | None = None
 
@@ -125,6 +119,7 @@ class Captioner(nn.Module):
             features = self.encoder.head(images_or_features)
         else:
             features = images_or_features
+        features = as_features(features, f"{type(self.encoder).__name__} must return")
         return self.decoder(tokens, self.decoder.prepare(features), attention=attention)
 
     def encode(self, images: ImageSource | Sequence[ImageSource], *, batch_size: int = 32) -> Features:
@@ -154,8 +149,9 @@ class Captioner(nn.Module):
         """Encode images that are resized already: (N, 3, H, W) float in 0..1, on any device, in any precision."""
         dtype = next((t.dtype for t in cast(nn.Module, self.encoder).parameters()), pixels.dtype)
         with torch.inference_mode(), evaluating(self.encoder):
-            features: Features = self.encoder(pixels.to(self.device, dtype))
-        return features
+            return as_features(
+                self.encoder(pixels.to(self.device, dtype)), f"{type(self.encoder).__name__} must return"
+            )
 
     def caption(
         self, images: Photos, *, search: Search | str | None = None, batch_size: int = 32
@@ -197,9 +193,9 @@ class Captioner(nn.Module):
         Arguments and errors are those of `caption`.
         """
         _check_batch_size(batch_size)
-        how = self.search if search is None else parse_search(search) if isinstance(search, str) else search
+        how = self.search if search is None else as_search(search)
         if isinstance(images, Features):
-            count = images.pooled.shape[0]
+            count = as_features(images, "caption takes").pooled.shape[0]
             parts = (slice_features(images, i, i + batch_size) for i in range(0, count, batch_size))
         else:
             photos = _listed(images)
@@ -313,7 +309,11 @@ class Captioner(nn.Module):
             NotFoundError: no such folder or repository.
             FormatError: not a showtell captioner, or a damaged one.
             ComponentError: its encoder or decoder isn't known here.
+            ArgumentError: a device that isn't there, or a dtype that isn't floating.
         """
+        where = None if device is None else usable_device("device", device)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ArgumentError(f"dtype must be a floating one such as torch.bfloat16, not {dtype!r:.100}")
         folder = hub.resolve(source, revision=revision, token=token, local_files_only=local_files_only)
         saved = storage.read_folder(folder)
         vocabulary = Vocabulary.from_json(saved.tokenizer)
@@ -350,7 +350,7 @@ class Captioner(nn.Module):
                 f"{folder}: the given {kind} keeps its own weights; the folder's {kind} weights are ignored",
                 stacklevel=2,
             )
-        return captioner.eval().to(device=device, dtype=dtype)
+        return captioner.eval().to(device=where, dtype=dtype)
 
     def push_to_hub(
         self,

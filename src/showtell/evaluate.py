@@ -89,7 +89,7 @@ def evaluate(
         ArgumentError: no photos, a photo without references, or as many photos as references are not given.
         ImageError: a photo can't be read.
     """
-    if not references or any(isinstance(r, str) or not r for r in references):
+    if not references or any(isinstance(r, str) or not r or not all(isinstance(t, str) for t in r) for r in references):
         raise ArgumentError("evaluate needs a list of captions for each photo, and at least one photo")
     if type(batch_size) is not int or batch_size < 1:
         raise ArgumentError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from .checks import whole
 from .errors import ArgumentError
-from .protocols import Decoder, Features
+from .protocols import Decoder, Features, as_features
 from .rows import Rows
-from .search import Greedy, Hypotheses, Search
+from .search import Greedy, Hypotheses, Search, as_search
 
 __all__ = ["evaluating", "generate"]
 
@@ -53,11 +53,13 @@ def generate(
         ArgumentError: an id outside the vocabulary, or features the decoder can't take.
         RunError: the decoder returned NaN, or every word is forbidden.
     """
+    if not hasattr(decoder, "vocab_size"):
+        raise ArgumentError(f"generate takes a decoder that follows showtell.Decoder, not {type(decoder).__name__}")
     for name, ids in (("start", (start,)), ("end", (end,)), ("forbid", tuple(forbid))):
         for one in ids:
             whole(f"{name} token", one, 0, decoder.vocab_size - 1)
-    if not isinstance(features, Features):
-        raise ArgumentError(f"generate takes Features, as an encoder returns them, not {type(features).__name__}")
+    as_features(features, "generate takes")
+    search = as_search(search)
     images, device = features.pooled.shape[0], features.pooled.device
     forbidden = torch.tensor(sorted(set(forbid)), dtype=torch.int64, device=device)
     memory: Rows = {}

@@ -48,6 +48,8 @@ def resolve(
         HubError: the Hub can't be reached or refuses.
         ArgumentError: a revision of a folder.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise ArgumentError(f"a captioner is named by a folder or a Hub id, not {type(source).__name__}")
     text = os.fspath(source)
     path = Path(text).expanduser()
     if text and os.path.exists(path):  # noqa: PTH110 - False, not an error, for names that no file can have
@@ -95,7 +97,7 @@ def push(
         HubError: the Hub can't be reached or refuses.
         NotFoundError: the folder holds no captioner.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", repo_id):
+    if not isinstance(repo_id, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", repo_id):
         raise ArgumentError(f"a repository of the Hub is named like 'user/name', not {repo_id!r:.200}")
     missing = [name for name in FILES[:3] if not (Path(folder) / name).is_file()]
     if missing:
@@ -158,7 +160,7 @@ def _said_plainly(repo_id: str, revision: str | None, *, local_only: bool) -> It
         cause = error.__cause__ or error
         raise HubError(
             f"{repo_id!r}{at} isn't in the cache, and the Hub can't be reached or refuses ({_short(cause)}); "
-            "check the network and try again"
+            "check the network and try again; if a folder was meant, there is none of that name here"
         ) from error
     except errors.OfflineModeIsEnabled as error:
         raise HubError("the Hub can't be used while HF_HUB_OFFLINE is set; unset it") from error

@@ -20,21 +20,22 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import FormatError, NotFoundError, RunError
+from .errors import FormatError, NotFoundError, RunError, ShowtellError
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["create", "open_set", "overwrite", "write_file"]
+__all__ = ["alone", "claim", "create", "open_set", "overwrite", "said_plainly", "write_file"]
 
 NEW = ".showtell-new"
 COMMIT = ".showtell-commit"
 OLD = ".showtell-old"
 LINK = ".showtell-link"
+LOCK = ".showtell-lock"
 _TRIES = 200
 
 
@@ -52,7 +53,7 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.showtell-tmp")
-    with _said_plainly(path), _locked(path.parent):
+    with said_plainly(path), _locked(path.parent):
         try:
             _write_synced(beside, data)
             beside.replace(path)
@@ -68,7 +69,7 @@ def create(folder: Path, files: Mapping[str, bytes]) -> bool:
     Returns False, nothing being changed, when something is there already; raises RunError when it can't be written.
     """
     beside = folder.with_name(f".{folder.name}.showtell-new")
-    with _said_plainly(folder):
+    with said_plainly(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.parent):
             if os.path.lexists(folder):
@@ -92,7 +93,7 @@ def overwrite(
     interrupted write has been finished and before anything is changed; what it raises stops the writing. Raises
     RunError when the files can't be written; then the old set counts, or, once all is on disk, the new one.
     """
-    with _said_plainly(folder), _locked(folder):
+    with said_plainly(folder), _locked(folder):
         for left_over in (NEW, OLD, LINK):
             _discard(folder / left_over)
         if _is_folder(folder / COMMIT):
@@ -236,13 +237,54 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(number, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF):
+            if error.errno not in _NO_LOCKS:
                 raise
         yield
     finally:
         os.close(number)
 
 
+def claim(file: BinaryIO, name: Path) -> None:
+    """Be the only one to write an open file until it is closed; raises RunError at once when another one does.
+
+    `name` is what the error calls it. File systems without locks let everybody in.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunError(
+            f"{name} is being written by another command that still runs; wait for its end, or name another place"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only one at work in a folder, which is made if absent; raises RunError at once when another one is.
+
+    A killed process leaves an empty file, `.showtell-lock`, and no lock.
+    """
+    path = folder / LOCK
+    with ExitStack() as stack:
+        with said_plainly(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            while True:
+                file = stack.enter_context(path.open("ab"))
+                claim(file, folder)
+                if _same(path, file):
+                    break  # else its owner was about to leave and has removed it
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF)
 _ADVICE = {
     errno.ENOSPC: "free some space and try again",
     errno.EDQUOT: "free some space and try again",
@@ -254,9 +296,12 @@ _ADVICE = {
 
 
 @contextmanager
-def _said_plainly(path: Path) -> Iterator[None]:
+def said_plainly(path: Path) -> Iterator[None]:
+    """Turn what the system says of a place that can't be written to into a RunError with advice."""
     try:
         yield
+    except ShowtellError:
+        raise
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "choose another place")
         raise RunError(f"{path} can't be written: {error.strerror or error}; {advice}") from error

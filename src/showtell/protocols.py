@@ -11,10 +11,21 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from .errors import ArgumentError
 from .image_spec import ImageSpec
 from .rows import Rows
 
-__all__ = ["Decoder", "Encoder", "Features", "Forced", "SplitEncoder", "join_features", "move", "slice_features"]
+__all__ = [
+    "Decoder",
+    "Encoder",
+    "Features",
+    "Forced",
+    "SplitEncoder",
+    "as_features",
+    "join_features",
+    "move",
+    "slice_features",
+]
 
 
 class Features(NamedTuple):
@@ -33,6 +44,14 @@ class Features(NamedTuple):
     grid: Tensor | None = None
     mask: Tensor | None = None
     boxes: Tensor | None = None
+
+
+def as_features(value: Any, who: str) -> Features:
+    """The value, if it is Features; else an ArgumentError that begins with `who`: "MyEncoder must return"."""
+    if isinstance(value, Features) and isinstance(value.pooled, Tensor):
+        return value
+    kind = "Features without a pooled tensor" if isinstance(value, Features) else type(value).__name__
+    raise ArgumentError(f"{who} Features, such as Features(pooled=a tensor (photos, dim)), not {kind}")
 
 
 def slice_features(features: Features, start: int, stop: int) -> Features:

@@ -189,7 +189,7 @@ class Vocabulary:
 
     def token_of(self, number: int) -> str:
         """The entry with that id; raises ArgumentError when there is none."""
-        if not 0 <= number < len(self.words):
+        if not isinstance(number, int) or not 0 <= number < len(self.words):
             raise ArgumentError(f"a token id of this vocabulary is in 0..{len(self) - 1}, not {number!r}")
         return self.words[number]
 
@@ -225,7 +225,11 @@ class Vocabulary:
         out of range.
         """
         kept: list[int] = []
-        for number in map(int, ids):
+        try:
+            numbers = [int(number) for number in ids]
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"decode takes the ids of one text, not {ids!r:.100}") from error
+        for number in numbers:
             if number == self.end_id:
                 break
             if number not in (self.pad_id, self.start_id):
@@ -316,8 +320,9 @@ def _text(what: str, text: Any) -> str:
 
 
 def _texts(what: str, texts: Iterable[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise ArgumentError(f"{what} must be a list of texts, not one text: {texts!r:.100}")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        one = "one text: " if isinstance(texts, str) else ""
+        raise ArgumentError(f"{what} must be a list of texts, not {one}{texts!r:.100}")
     return [_text(f"{what}[{number}]", text) for number, text in enumerate(texts)]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 only if everything worked, 1 if some of it failed, 2 for a call that can't work."""
     options = build_parser().parse_args(arguments)
+    _say_any_name()
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -42,5 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open("/dev/null", "w") if sys.platform != "win32" else open("nul", "w")  # noqa: SIM115, PTH123
         return 1
     except KeyboardInterrupt:
-        print("showtell: stopped; the same command continues where this one ended", file=sys.stderr)
+        goes_on = "; the same command continues where this one ended" if getattr(options, "output", None) else ""
+        print(f"showtell: stopped{goes_on}", file=sys.stderr)
         return 130
+    except OSError as error:  # a disk that fails, a folder that may not be listed: no bug, so no traceback
+        print(f"showtell: {error}", file=sys.stderr)
+        return 2
+
+
+def _say_any_name() -> None:
+    """Let file names of any bytes, and words that the terminal can't show, be printed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")

@@ -7,12 +7,13 @@ import glob
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import storage
+from .. import journal, storage
 from ..bulk import Row, caption_files
 from ..captioner import Captioner
 from ..checks import whole
@@ -55,12 +56,14 @@ def find_photos(arguments: Sequence[str]) -> list[Path]:
     photos: list[Path] = []
     for argument in arguments:
         path = Path(argument)
-        if path.is_dir():
+        if not argument:
+            raise ArgumentError("an empty PATH names no photo; leave it out, or write . for this folder")
+        if os.path.isdir(path):  # noqa: PTH112 - False, not an error, for names that no file can have
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
             if not found:
                 raise NotFoundError(f"{argument}: no photos in this folder ({', '.join(sorted(IMAGE_SUFFIXES))})")
             photos += found
-        elif not path.exists() and glob.has_magic(argument):
+        elif not os.path.exists(path) and glob.has_magic(argument):  # noqa: PTH110
             matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - absolute patterns too
             files = [Path(p) for p in matches if Path(p).suffix.lower() in IMAGE_SUFFIXES and Path(p).is_file()]
             if not files:
@@ -101,16 +104,20 @@ def run(options: argparse.Namespace) -> int:
         "batch_size": options.batch_size,
         "format": style,
     }
-    done = _continue(output, identity, options.batch_size, len(photos), overwrite=options.overwrite)
-    if done:
-        print(f"{output}: {done} of {len(photos)} rows are there already", file=sys.stderr)
-    with bar(len(photos), "captions", unit="photo", initial=done) as progress, output.open("ab") as file:
-        for rows in caption_files(captioner, photos, search=search, batch_size=options.batch_size, start=done):
-            text = "".join(_line(row, style) + "\n" for row in rows)
-            file.write(text.encode("utf-8", "surrogateescape"))
-            file.flush()
-            os.fsync(file.fileno())
-            progress.update(len(rows))
+    with journal.said_plainly(output):
+        _check_place(output)
+        with output.open("ab") as file:
+            journal.claim(file, output)
+            done = _continue(output, identity, options.batch_size, len(photos), overwrite=options.overwrite)
+            if done:
+                print(f"{output}: {done} of {len(photos)} rows are there already", file=sys.stderr)
+            with bar(len(photos), "captions", unit="photo", initial=done) as progress:
+                for rows in caption_files(captioner, photos, search=search, batch_size=options.batch_size, start=done):
+                    text = "".join(_line(row, style) + "\n" for row in rows)
+                    file.write(text.encode("utf-8", "surrogateescape"))
+                    file.flush()
+                    os.fsync(file.fileno())
+                    progress.update(len(rows))
     with output.open("rb") as file:
         failed = sum(_is_error(line, style) for line in file)
     print(f"{output}: {len(photos) - failed} captions" + (f", {failed} errors" if failed else ""), file=sys.stderr)
@@ -129,7 +136,9 @@ def _line(row: Row, style: str) -> str:
 
 
 def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    # A file name that isn't UTF-8 holds lone surrogates: escaped, the row is JSON that every program can read.
+    return text if text.isascii() or not re.search("[\ud800-\udfff]", text) else json.dumps(value)
 
 
 def _is_error(line: bytes, style: str) -> bool:
@@ -142,18 +151,23 @@ def _fingerprint(captioner: Captioner) -> str:
     return storage.fingerprint(**captioner.save_pieces())
 
 
-def _continue(output: Path, identity: dict[str, Any], batch_size: int, total: int, *, overwrite: bool) -> int:
-    """Make the output file ready to be appended to, and return how many rows of it stay."""
+def _check_place(output: Path) -> None:
     if output.is_dir():
         raise ArgumentError(f"--output {output} is a folder; name a file")
+    if output.exists() and not output.is_file():
+        raise ArgumentError(f"--output {output} is no ordinary file; leave --output out to print the captions")
     if not output.parent.is_dir():
         raise NotFoundError(f"--output {output}: the folder {output.parent} doesn't exist; make it first")
+
+
+def _continue(output: Path, identity: dict[str, Any], batch_size: int, total: int, *, overwrite: bool) -> int:
+    """Make the output file, which is there, ready to be appended to, and return how many rows of it stay."""
     beside = output.with_name(output.name + ".run")
     if overwrite:
-        output.unlink(missing_ok=True)
+        os.truncate(output, 0)
         beside.unlink(missing_ok=True)
     if not beside.exists():
-        if output.exists() and output.stat().st_size:
+        if output.stat().st_size:
             raise RunError(f"{output} exists and no run of showtell began it; name another file or add --overwrite")
         storage.write_file(beside, (json.dumps(identity, indent=2) + "\n").encode())
         return 0
@@ -167,8 +181,6 @@ def _continue(output: Path, identity: dict[str, Any], batch_size: int, total: in
             f"{output} was begun by another command (different: {', '.join(differs)}); repeat that command, "
             "name another file, or start over with --overwrite"
         )
-    if not output.exists():
-        return 0
     # Keep whole batches only, so that every batch is captioned as in an undisturbed run.
     ends = [0, *_line_ends(output)]
     rows = min(len(ends) - 1, total)

@@ -7,7 +7,7 @@ import argparse
 import torch
 
 from ..captioner import Captioner
-from ..errors import ArgumentError
+from ..devices import usable_device
 
 __all__ = ["add_format", "add_model", "load_model"]
 
@@ -27,12 +27,7 @@ def load_model(model: str | None, device: str) -> Captioner:
     """The captioner that `--model` and `--device` name."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        where = torch.device(device)
-    except RuntimeError as error:
-        raise ArgumentError(f"--device {device!r} is no device; use cpu, cuda or cuda:1") from error
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError("--device cuda: this machine has no usable GPU; leave --device out")
+    where = usable_device("--device", device)
     if model is None:
         return Captioner.default(device=where)
     return Captioner.from_pretrained(model, device=where)

@@ -8,6 +8,8 @@ import sys
 from typing import Any
 
 from ..data import read_dataset
+from ..data.records import wordless
+from ..vocabulary import Vocabulary
 from .common import add_format
 
 __all__ = ["add_command", "add_data_options"]
@@ -44,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
         image_column=options.image_column,
         caption_column=options.caption_column,
     )
-    problems = [*dataset.problems, *dataset.check_images()]
+    words = Vocabulary.build(["word"], min_count=1)
+    problems = [*dataset.problems, *wordless(dataset.records, words).values(), *dataset.check_images()]
     if options.format == "jsonl":
         for problem in problems:
             print(json.dumps({"file": problem.file, "line": problem.line, "message": problem.message}))

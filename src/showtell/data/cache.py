@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..checks import whole
 from ..errors import ArgumentError, DataError, RunError
+from ..journal import said_plainly
 from ..progress import bar
 from ..protocols import Encoder, Features
 from ..storage import write_file
@@ -134,10 +135,11 @@ class FeatureCache:
             raise DataError("no photos to encode; pass at least one record")
         trunk = Trunk(encoder, device)
         work = _Work(Path(folder), trunk, records, batch_size)
-        work.open_files(say)
-        if not skip_bad:
-            work.forget_bad()
-        reasons = work.encode(show)
+        with said_plainly(work.folder):
+            work.open_files(say)
+            if not skip_bad:
+                work.forget_bad()
+            reasons = work.encode(show)
         cache = cls(work.folder, work.shapes, trunk.split, work.state)
         if cache.bad and not skip_bad:
             lines = [reasons[position] for position in sorted(cache.bad)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DataError
+from ..vocabulary import MAX_TEXT
 from .records import Dataset, Problem, Record, listed
 
 __all__ = ["Found", "Photos", "Row", "Rows", "assemble", "folders_below", "is_file", "split_named"]
@@ -167,6 +168,8 @@ def _clean(read: Rows, row: Row) -> list[str]:
     for caption in row.captions:
         if not isinstance(caption, str):
             wrong = f"the caption of {row.image!r:.120} is {caption!r:.80}, not a text"
+        elif len(caption) > MAX_TEXT:
+            wrong = f"the caption of {row.image!r:.120} has {len(caption):,} characters; at most {MAX_TEXT:,} are read"
         elif not caption.strip():
             wrong = f"the caption of {row.image!r:.120} is empty"
         elif any("\ud800" <= character <= "\udfff" for character in f"{row.image}{caption}"):

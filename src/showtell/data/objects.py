@@ -88,10 +88,16 @@ def from_objects(
 
 
 def _read(part: Any, name: str | None, into: Rows, image_column: str | None, caption_column: str | None) -> None:
-    first = part[0]
+    try:
+        first = part[0]
+    except (LookupError, TypeError) as error:
+        hint = "; for a pandas table pass table.to_dict('records')" if hasattr(part, "to_dict") else ""
+        raise DataError(f"{type(part).__name__} gives no row for [0] ({error!r:.100}){hint}; {_HINT}") from error
     if not isinstance(first, Mapping):
         raise DataError(f"rows must be dictionaries, not {type(first).__name__}; {_HINT}")
     columns = list(first)
+    if not all(isinstance(column, str) for column in columns):
+        raise DataError(f"the columns of a row have names, unlike {columns!r:.100}; {_HINT}")
     chosen = guess_columns(columns, [list(first.values())], image_column, caption_column)
     if isinstance(chosen, str):
         raise ArgumentError(chosen) if image_column or caption_column else DataError(f"{chosen}; {_HINT}")
@@ -109,6 +115,9 @@ def _read(part: Any, name: str | None, into: Rows, image_column: str | None, cap
     )
     for number in range(len(part)):
         row = light[number]
+        if not isinstance(row, Mapping):
+            into.problem(label, number + 1, f"a row must be a dictionary, not {type(row).__name__}")
+            continue
         split = row.get(columns[chosen.split]) if chosen.split is not None else name
         if by_path:
             photo: Any = row.get(image)

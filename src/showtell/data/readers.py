@@ -67,7 +67,7 @@ def read_dataset(
         ArgumentError: a column was named and the layout has none.
     """
     root = Path(path)
-    if not root.exists():
+    if not os.path.exists(root):  # noqa: PTH110 - False, not an error, for names that no file can have
         raise NotFoundError(f"{root} doesn't exist (looked in {Path.cwd()}).\n{_LAYOUT}")
     if images is not None and not Path(images).is_dir():
         raise NotFoundError(f"the folder of photos, {Path(images)}, doesn't exist")
@@ -136,6 +136,8 @@ def _caption_files(folder: Path) -> list[Path]:
     chosen = []
     for name in names:
         low = name.lower()
+        if low == "metrics.jsonl":
+            continue  # a training run's, whose output is this very folder
         json = low.endswith(".json") and low.startswith(("dataset_", "captions_"))
         tokens = low.endswith((".token.txt", ".token")) and "lemma" not in low
         if json or tokens or low.endswith(_TABLES) or (low == "captions.txt" and not caption_pairs([*names])):

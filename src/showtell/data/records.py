@@ -15,8 +15,9 @@ from ..errors import ShowtellError
 from ..image_spec import ImageSpec
 from ..images import load_image
 from ..progress import bar
+from ..vocabulary import Vocabulary
 
-__all__ = ["SPLITS", "Dataset", "LazyPhoto", "Problem", "Record", "listed", "photo_bytes"]
+__all__ = ["SPLITS", "Dataset", "LazyPhoto", "Problem", "Record", "listed", "photo_bytes", "wordless"]
 
 SPLITS = ("train", "val", "test")
 """The splits a record can be in."""
@@ -58,6 +59,12 @@ class Record:
     def photo(self) -> Any:
         """The photo as `load_image` takes it: the image itself, or what a lazy one fetches."""
         return self.image.load() if isinstance(self.image, LazyPhoto) else self.image
+
+    def problem(self, message: str) -> Problem:
+        """What is wrong with this record, with the file and line it was read from."""
+        file, colon, line = self.source.rpartition(":")
+        known = bool(colon) and line.isdecimal()
+        return Problem(file, int(line), message) if known else Problem(self.source, None, message)
 
 
 @dataclass(frozen=True)
@@ -157,10 +164,7 @@ class Dataset:
                 chunk = self.records[start : start + 64]
                 for record, message in zip(chunk, pool.map(look, chunk), strict=True):
                     if message is not None:
-                        file, colon, line = record.source.rpartition(":")
-                        known = bool(colon) and line.isdecimal()
-                        name, number = (file, int(line)) if known else (record.source, None)
-                        problems.append(Problem(name, number, message))
+                        problems.append(record.problem(message))
                 progress.update(len(chunk))
         return tuple(problems)
 
@@ -175,6 +179,15 @@ def photo_bytes(image: Any) -> str:
         except OSError:
             return "missing"
     return hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else "object"
+
+
+def wordless(records: Sequence[Record], vocabulary: Vocabulary) -> dict[int, Problem]:
+    """Position -> problem, for the photos whose captions hold no word, such as "!!!"."""
+    return {
+        number: record.problem(f"no caption of {record.id} has a word")
+        for number, record in enumerate(records)
+        if not any(vocabulary.split(caption) for caption in record.captions)
+    }
 
 
 def listed(lines: Sequence[object], limit: int = 10) -> str:

@@ -113,6 +113,8 @@ def guess_columns(
 
     if caption_column is not None:
         captions = [i for i, column in enumerate(columns) if column == caption_column]
+        if image in captions:
+            return f"column {caption_column!r} can't hold both the photos and the captions; {listing}"
     else:
         name = next((name for name in _CAPTION if any(names[i] == name for i in rest)), None)
         captions = [i for i in rest if names[i] == name] or [i for i in rest if _NUMBERED.fullmatch(names[i])]

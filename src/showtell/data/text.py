@@ -16,9 +16,12 @@ __all__ = ["read_json", "read_lines", "read_text"]
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file; bytes that aren't UTF-8 become lone surrogates, which `assemble` reports by row.
 
-    Raises DataError for UTF-16 and for files that aren't text.
+    Raises DataError for UTF-16, for files that aren't text, and for those that can't be read.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}") from error
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path} is UTF-16 text; save it as UTF-8 (in Excel: 'CSV UTF-8')")
     if b"\0" in data[:4096]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ArgumentError
-from ..protocols import Encoder, Features, SplitEncoder, move
+from ..protocols import Encoder, Features, SplitEncoder, as_features, move
 
 __all__ = ["Trunk"]
 
@@ -68,7 +68,8 @@ class Trunk:
 
     def __call__(self, images: Tensor) -> Features:
         """(N, 3, H, W) -> Features on the CPU; to be called inside `running()`."""
-        features: Features = move(self._run(images.to(self.device)), "cpu")
+        who = f"{type(self.encoder).__name__}{'.trunk' * self.split} must return"
+        features: Features = move(as_features(self._run(images.to(self.device)), who), "cpu")
         return features
 
     @contextmanager

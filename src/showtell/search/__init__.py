@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .base import Chosen, Hypotheses, Search, Step
 from .beam import Beam
-from .config import parse_search, search_from_config, search_to_config
+from .config import as_search, parse_search, search_from_config, search_to_config
 from .greedy import Greedy
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Hypotheses",
     "Search",
     "Step",
+    "as_search",
     "parse_search",
     "search_from_config",
     "search_to_config",

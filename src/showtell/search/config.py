@@ -10,7 +10,7 @@ from .base import Search
 from .beam import Beam
 from .greedy import Greedy
 
-__all__ = ["parse_search", "search_from_config", "search_to_config"]
+__all__ = ["as_search", "parse_search", "search_from_config", "search_to_config"]
 
 _SEARCHES: dict[str, type[Greedy] | type[Beam]] = {"greedy": Greedy, "beam": Beam}
 
@@ -48,6 +48,22 @@ def search_from_config(config: dict[str, Any]) -> Greedy | Beam:
         known = ", ".join(cls.__dataclass_fields__)
         raise ArgumentError(f"the search {config['name']!r} has no option {', '.join(surplus)}; it has {known}")
     return cls(**options)
+
+
+def as_search(search: Search | str) -> Search:
+    """A search, or the command line's spelling of one, as a search.
+
+    Example:
+        >>> as_search("beam:5") == as_search(Beam(size=5))
+        True
+
+    Raises ArgumentError for anything else, the class itself for instance.
+    """
+    if isinstance(search, str):
+        return parse_search(search)
+    if isinstance(search, type) or not isinstance(search, Search):
+        raise ArgumentError(f'a search is Greedy(), Beam(size=3) or a text such as "beam:3", not {search!r:.100}')
+    return search
 
 
 def parse_search(text: str) -> Greedy | Beam:

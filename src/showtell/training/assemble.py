@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from .. import encoders, storage
+from ..assembly import check_part, part_entry, rebuild_problem
 from ..captioner import Captioner
 from ..decoders import LSTMDecoder
 from ..errors import ArgumentError
-from ..protocols import Encoder, SplitEncoder
+from ..protocols import Encoder, SplitEncoder, as_features
 from ..vocabulary import Vocabulary
 from .recipe import Recipe
 from .vocab_transfer import with_vocabulary
@@ -43,7 +44,9 @@ def fingerprint(part: Captioner | nn.Module | str | None) -> str | None:
         return part
     if isinstance(part, Captioner):
         return storage.fingerprint(**part.save_pieces(weights_dtype="float32"))
-    digest = hashlib.sha256(json.dumps(cast(Any, part).config(), sort_keys=True).encode())
+    check_part("encoder", part)
+    config = part_entry("encoder", cast(Encoder, part))["config"]
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(storage.saved_tensors({"part": part}, "float32").items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -82,6 +85,11 @@ def assemble(
         torch.default_generator.manual_seed(recipe.seed)
         made = _new(recipe, encoder, captions, count) if start is None else _grown(recipe, start, captions, count, say)
         made.encoder = cast(Encoder, _with_training(made.encoder, recipe.train_encoder))
+    if isinstance(encoder, nn.Module) and (problem := rebuild_problem("encoder", made.encoder)):
+        say(
+            f"warning: {problem}; from_pretrained(..., encoder={type(encoder).__name__}) won't load this run's "
+            "captioner before config() returns what __init__ needs"
+        )
     if isinstance(encoder, nn.Module) and not recipe.train_encoder:
         say("the given encoder is frozen but for its head, if it has one; train_encoder = true trains all of it")
     unknown = made.vocabulary.unknown(captions)
@@ -136,7 +144,12 @@ def _with_training(encoder: Encoder, wanted: bool | tuple[str, ...]) -> nn.Modul
     if "trainable" in config:
         if config["trainable"] == setting:
             return module
-        other = cast(nn.Module, type(encoder)(**{**config, "trainable": setting}))
+        try:
+            other = cast(nn.Module, type(encoder)(**{**config, "trainable": setting}))
+        except TypeError as error:
+            raise ArgumentError(
+                f"train_encoder: {type(encoder).__name__} can't be built from its config(): {error}"
+            ) from error
         other.load_state_dict(module.state_dict())
         return other
     head = _head_names(encoder)
@@ -165,7 +178,10 @@ def _head_names(encoder: Encoder) -> set[str]:
     spec = encoder.image_spec
     with torch.no_grad():
         trunk = encoder.trunk(torch.zeros(1, 3, spec.height, spec.width, dtype=like.dtype, device=like.device))
-    made = encoder.head(trunk)
+    made = as_features(
+        encoder.head(as_features(trunk, f"{type(encoder).__name__}.trunk must return")),
+        f"{type(encoder).__name__}.head must return",
+    )
     sums = [t.sum() for t in (made.pooled, made.grid) if t is not None and t.requires_grad]
     grads = torch.autograd.grad(sums, list(named.values()), allow_unused=True) if sums else [None] * len(named)
     for name, flag in before.items():

@@ -13,7 +13,7 @@ from .. import hub
 from ..captioner import Captioner
 from ..data import Batches, CachedInputs, Dataset, FeatureCache, ImageInputs, Record, from_objects, read_dataset
 from ..data.inputs import load_records
-from ..data.records import listed
+from ..data.records import listed, wordless
 from ..errors import DataError
 from ..evaluate import evaluate, teacher_forced_loss
 from ..image_spec import ImageSpec
@@ -196,10 +196,9 @@ def prepare(
 
 def _wordless(records: Sequence[Record], captioner: Captioner, skip_bad: bool, say: Say) -> frozenset[int]:
     """The positions of photos whose captions hold no word, such as "!!!"."""
-    split = captioner.vocabulary.split
-    found = [i for i, record in enumerate(records) if not any(split(caption) for caption in record.captions)]
-    _stop_or_say([f"{records[i].source}: no caption of {records[i].id} has a word" for i in found], skip_bad, say)
-    return frozenset(found)
+    problems = wordless(records, captioner.vocabulary)
+    _stop_or_say(list(problems.values()), skip_bad, say)
+    return frozenset(problems)
 
 
 def _unreadable(records: Sequence[Record], skip_bad: bool, say: Say, show: bool | None) -> frozenset[int]:

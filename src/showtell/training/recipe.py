@@ -144,6 +144,8 @@ class Recipe:
 
     def changed(self, overrides: Mapping[str, Any]) -> Recipe:
         """A copy with other values; raises ArgumentError for an unknown name, naming the nearest one."""
+        if not isinstance(overrides, Mapping):
+            raise ArgumentError(f"settings to change are a dict such as {{'epochs': 3}}, not {overrides!r:.100}")
         for key in overrides:
             if key not in _HOME:
                 raise ArgumentError(f"a recipe has no setting {key!r:.100}{_nearest(key, _HOME)}")
@@ -189,6 +191,8 @@ def load_recipe(source: str | os.PathLike[str] | Recipe = "default") -> Recipe:
     """
     if isinstance(source, Recipe):
         return source
+    if not isinstance(source, str | os.PathLike):
+        raise ArgumentError(f"a recipe is a name, a TOML file or a Recipe, not {source!r:.100}")
     default = Recipe(**_settings(_bundled("default"), "recipe default"))
     name = os.fspath(source)
     if not isinstance(source, str) or name.endswith(".toml") or "/" in name or os.sep in name:

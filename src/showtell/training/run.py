@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import storage
 from ..checks import whole
-from ..errors import ArgumentError
+from ..devices import usable_device
 from ..progress import bar
 from ..version import __version__
 from .assemble import Init, assemble, fingerprint, load_init
@@ -100,12 +100,13 @@ def train(
 
     Raises:
         DataError: bad rows, or no photos to train or validate on.
-        RunError: `output` belongs to another run, or the loss isn't finite.
+        RunError: `output` belongs to another run or can't be written, another process trains there, or the loss
+            isn't finite.
         ArgumentError: a setting makes no sense, or the captioner couldn't be saved.
     """
     plan = load_recipe(recipe).changed(overrides or {})
     where = _device(device)
-    with _threads(threads), torch.random.fork_rng(devices=[]):
+    with _threads(threads), torch.random.fork_rng(devices=[]), ExitStack() as stack:
         dataset = open_data(data, images, image_column, caption_column)
         training, validating = usable(dataset, plan, skip_bad, say)
         start = load_init(init)
@@ -117,13 +118,14 @@ def train(
             "encoder": fingerprint(encoder),
             "recipe": plan.values(),
         }
-        storage.check_place(output)
         folder = RunFolder(output)
+        stack.enter_context(folder.alone())
         settings = {"threads": torch.get_num_threads(), "device": where.type, "torch": torch.__version__}
         finished = folder.open(identity, settings, restart=restart)
         if finished is not None:
             say(f"{folder.path}: this run is finished; restart=True (--restart) does it again")
             return TrainResult(folder.path, **finished)
+        storage.check_place(folder.path)
         changed = [f"{key} {old} -> {settings[key]}" for key, old in folder.settings.items() if settings[key] != old]
         if changed:
             say(f"this run began with other settings ({', '.join(changed)}): the last digits may differ")
@@ -243,13 +245,7 @@ def _origin(init: Init, encoder: str | nn.Module | None, plan: Recipe) -> str:
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(device)
-    except RuntimeError as error:
-        raise ArgumentError(f"{device!r:.100} is no device; use cpu, cuda or cuda:1") from error
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError(f"device {device}: this machine has no usable GPU; use cpu")
-    return where
+    return usable_device("device", device)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ class RunFolder:
         self._checkpoints = self.path / "checkpoints"
         self._run: dict[str, Any] = {}
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Be the only process at work here, for a while; raises RunError when another one is."""
+        with journal.said_plainly(self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise RunError(f"{self.path} is a file; choose a folder for the run")
+        return journal.alone(self.path)
+
     def open(self, identity: Mapping[str, Any], settings: Mapping[str, Any], *, restart: bool) -> dict[str, Any] | None:
         """Take the folder for this run; returns the result if the run is finished already.
 
@@ -46,8 +54,6 @@ class RunFolder:
         A run that hasn't saved anything yet gives way to any other. Raises RunError when the folder belongs to
         another run, naming what differs, or holds files of somebody else.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; choose a folder for the run")
         run = self._read()
         if run is None:
             taken = [name for name in _OWN if (self.path / name).exists() and name != "features"]
