@@ -114,6 +114,16 @@ def test_a_bad_photo_in_a_list_is_named(captioner: Captioner, tmp_path: Path) ->
         captioner.caption([photo(), bad])
 
 
+TOKENS = torch.ones(1, 2, dtype=torch.int64)
+
+
+class PlainEncoder(TinyEncoder):
+    """Returns a tensor where Features are due."""
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return super().forward(images).pooled
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -122,6 +132,19 @@ def test_a_bad_photo_in_a_list_is_named(captioner: Captioner, tmp_path: Path) ->
         (lambda c: c.caption(photo(), batch_size=2.5), "batch_size"),
         (lambda c: c.encode([]), "at least one"),
         (lambda c: Captioner(c.encoder, c.decoder, Vocabulary.build(["a dog"], min_count=1)), "words"),
+        (lambda c: c.caption(photo(), search=5), "a search is"),
+        (lambda c: c.caption(photo(), search=Beam), "a search is"),
+        (lambda c: c.caption(Features(None)), "Features without a pooled tensor"),
+        (lambda c: Captioner(c.encoder, c.decoder, c.vocabulary, search=None), "a search is"),
+        (lambda c: Captioner(c.encoder, c.decoder, None), "vocabulary must be"),
+        (lambda c: Captioner(TinyEncoder, c.decoder, c.vocabulary), "not the class"),
+        (lambda c: Captioner.from_pretrained(5), "a folder or a Hub id"),
+        (lambda c: Captioner.default(device="nonsense"), "is no device"),
+        (lambda c: Captioner.default(device="meta"), "no such device"),
+        (lambda c: Captioner.default(dtype="float16"), "dtype must be"),
+        (lambda c: Captioner.default(dtype=torch.int8), "dtype must be"),
+        (lambda c: Captioner(PlainEncoder(), c.decoder, c.vocabulary).caption(photo()), "PlainEncoder must return"),
+        (lambda c: Captioner(PlainEncoder(), c.decoder, c.vocabulary)(torch.rand(1, 3, 32, 32), TOKENS), "must return"),
         (lambda c: Captioner(nn.Linear(3, 3), c.decoder, c.vocabulary), "encoder must be"),
         (lambda c: Captioner(c.encoder, "lstm", c.vocabulary), "decoder must be"),
         (lambda c: Captioner(TinyEncoder(feature_dim=7), c.decoder, c.vocabulary), "features"),

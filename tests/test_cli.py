@@ -17,6 +17,7 @@ import pytest
 from showtell.cli import build_parser, main
 from showtell.cli.caption import find_photos
 from showtell.errors import NotFoundError
+from showtell.journal import claim
 from showtell.testing import tiny_captioner
 
 
@@ -96,7 +97,10 @@ def test_a_file_whose_name_looks_like_a_glob_is_taken_as_it_stands(tmp_path: Pat
         (["--search", "magic"], "magic"),
         (["--batch-size", "0"], "--batch-size"),
         (["--device", "toaster"], "toaster"),
+        (["--device", "meta"], "meta"),
         (["--overwrite"], "--output"),
+        (["--output", "/dev/null", "--overwrite"], "no ordinary file"),
+        (["--output", "x" * 300], "can't be written"),
         (["--output", "no/such/folder/out.jsonl"], "make it first"),
         (["--model", "no/such/model"], "no/such/model"),
     ],
@@ -147,6 +151,87 @@ def test_another_commands_output_is_refused(
     foreign.write_text("precious\n")
     assert main([*command[:-1], str(foreign)]) == 2
     assert foreign.read_text() == "precious\n"
+
+
+def test_a_file_name_that_is_not_utf_8_is_printed_and_makes_rows_of_plain_json(
+    model: str, photos: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    name = os.fsencode(folder) + b"/bad\xff.jpg"
+    try:
+        Path(os.fsdecode(name)).write_bytes(photos[0].read_bytes())
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    script = "import showtell.testing, sys; from showtell.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", script, "caption", "--model", model, str(folder)]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stdout.startswith(name + b"\t")
+    out = tmp_path / "out.jsonl"
+    assert main(["caption", "--model", model, str(folder), "--output", str(out)]) == 0
+    assert main(["caption", "--model", model, str(folder), "--output", str(out)]) == 0
+    (row,) = rows(out.read_text(encoding="utf-8"))
+    assert os.fsencode(str(row["image"])) == name
+
+
+def test_a_path_that_no_file_can_have_is_a_row(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["caption", "--model", model, "x" * 300]) == 1
+    assert "can't be opened" in capsys.readouterr().err
+    assert main(["caption", "--model", model, ""]) == 2
+    assert "empty PATH" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_an_output_that_another_command_is_writing_is_left_alone(
+    model: str, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    command = ["caption", "--model", model, str(album), "--output", str(out)]
+    with out.open("ab") as file:
+        claim(file, out)
+        assert main(command) == 2
+        assert main([*command, "--overwrite"]) == 2
+    assert "another command that still runs" in capsys.readouterr().err
+    assert out.read_bytes() == b""
+    assert main(command) == 1
+
+
+def test_a_failing_disk_is_said_in_a_line(model: str, album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["caption", "--model", model, str(album), "--output", str(album / "out.jsonl")]) == 2
+    monkeypatch.setattr("showtell.cli.info.load_model", full)
+    assert main(["info"]) == 2
+
+
+def test_a_closed_standard_output_is_no_error(model: str, photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["caption", "--model", model, str(photos[0])]) == 0
+
+
+def test_a_stopped_command_promises_to_continue_only_where_it_can(
+    model: str, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("showtell.cli.caption.caption_files", stop)
+    command = ["caption", "--model", model, str(album)]
+    assert main(command) == 130
+    assert "continues" not in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path / "out.jsonl")]) == 130
+    assert "continues" in capsys.readouterr().err
+
+
+def test_data_check_lists_captions_without_a_word_as_training_would(
+    album: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = album / "captions.csv"
+    table.write_text("image,caption\n00.jpg,a dog\n03.jpg,a cat\n06.jpg,!!!\n")
+    assert main(["data", "check", str(table)]) == 1
+    assert "captions.csv:4: no caption of 06.jpg has a word" in capsys.readouterr().out
 
 
 def test_info_says_what_a_captioner_is(model: str, capsys: pytest.CaptureFixture[str]) -> None:

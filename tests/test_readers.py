@@ -164,6 +164,26 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(folder: Path) -
     assert len(dataset.records) == 2
 
 
+def test_one_column_cannot_hold_photos_and_captions(folder: Path) -> None:
+    table = folder / "one.csv"
+    table.write_text("image,caption\na.jpg,a dog\nb.jpg,a cat\n")
+    with pytest.raises(DataError, match="both the photos and the captions"):
+        read_dataset(table, caption_column="image")
+
+
+def test_a_caption_longer_than_a_vocabulary_reads_is_a_problem_of_its_line(folder: Path) -> None:
+    table = folder / "long.csv"
+    table.write_text(f"image,caption\na.jpg,a dog\nb.jpg,a cat\nb.jpg,{'w ' * 50_001}\n")
+    (problem,) = read_dataset(table).problems
+    assert (problem.line, "at most 100,000" in problem.message) == (4, True)
+
+
+def test_a_training_run_in_the_folder_of_its_data_is_no_second_table(folder: Path) -> None:
+    (folder / "captions.csv").write_text("image,caption\na.jpg,a dog\nb.jpg,a cat\n")
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert len(read_dataset(folder).records) == 2
+
+
 def test_columns_that_cannot_be_guessed_are_asked_for(folder: Path) -> None:
     write(folder, "id,first,second\n1,x,y\n")
     with pytest.raises(DataError, match=r"'id', 'first', 'second'; say which it is with image_column"):
@@ -617,8 +637,9 @@ def test_bad_rows_of_objects_are_listed(folder: Path) -> None:
         {"image": "nowhere.jpg", "caption": "x"},
         {"image": path, "caption": None},
         {"image": str(folder / "a.jpg"), "caption": "x"},
+        None,
     ]
-    assert [problem.line for problem in from_objects(rows).problems] == [2, 3]
+    assert sorted(problem.line or 0 for problem in from_objects(rows).problems) == [2, 3, 5]
     late = from_objects([{"image": grey(1), "caption": "x"}, {"image": None, "caption": "y"}])
     (problem,) = late.check_images()
     assert "row 1" in problem.message
@@ -631,7 +652,19 @@ def test_a_mapping_of_splits_is_read_whole() -> None:
         from_objects({**parts, "extra": []})
 
 
-@pytest.mark.parametrize("data", [[], [1], 7, [{"a": 1}], [{"image": 1, "b": 2, "c": 3}], {}])
+class Table:
+    """Columns by name, as pandas has them."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, name: Any) -> Any:
+        raise KeyError(name)
+
+
+@pytest.mark.parametrize(
+    "data", [[], [1], 7, [{"a": 1}], [{"image": 1, "b": 2, "c": 3}], {}, [{0: 1, 1: "a"}], Table()]
+)
 def test_objects_of_another_shape_are_refused_with_an_example(data: Any) -> None:
     with pytest.raises(DataError, match="expected rows such as"):
         from_objects(data)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from showtell import journal
 from showtell.captioner import Captioner
 from showtell.data import read_dataset
 from showtell.decoders import LSTMDecoder
@@ -38,6 +40,7 @@ SETTINGS = {
     "photos": 4,
     "captions": 2,
     "learning_rate": 2e-3,
+    "carried_rate": 1.0,
     "warmup": 1,
     "patience": 0,
     "search": "beam:2",
@@ -129,7 +132,7 @@ def test_a_run_leaves_a_captioner_its_checkpoints_and_its_metrics(run: Any, phot
     assert {"a", "red", "wall", "painted", "green"} <= set(captioner.vocabulary.words)
     assert isinstance(captioner.caption(photos / "red0.png").text, str)
     rows = metrics(output)
-    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    assert [row["step"] for row in rows] == [0, 3, 6, 9, 12]
     best = next(row for row in rows if row["step"] == result.best_step)
     assert best["val_bleu4"] == result.best_score
     assert best["best"]
@@ -171,7 +174,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(run: Any, photos: Path, 
     assert captioner_bytes(tmp_path / "run") == captioner_bytes(output)
     first, second = (metrics(folder) for folder in (output, tmp_path / "run"))
     for row in (*first, *second):
-        del row["data_share"]
+        row.pop("data_share", None)  # the start is measured without training
     assert first == second
 
 
@@ -197,7 +200,7 @@ def test_restart_deletes_the_runs_own_files_only(run: Any, photos: Path, tmp_pat
     assert result.steps == 6
     assert (output / "notes.txt").read_text() == "mine"
     assert max(p.name for p in (output / "checkpoints").iterdir()) == "step-00000006"
-    assert len(metrics(output)) == 2
+    assert len(metrics(output)) == 3
 
 
 def test_a_run_that_saved_nothing_yet_gives_way(photos: Path, tmp_path: Path) -> None:
@@ -322,20 +325,122 @@ def test_the_caller_keeps_its_captioner_its_threads_and_its_random_numbers(photo
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_a_run_never_ends_with_a_captioner_worse_than_its_start(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    result = go(photos, output, overrides={"learning_rate": 10.0, "clip_norm": 0.0, "label_smoothing": 0.0})
+    rows = metrics(output)
+    assert round(result.best_score, 3) == max(round(row["val_bleu4"], 3) for row in rows)
+    assert result.best_score >= rows[0]["val_bleu4"]
+    assert rows[0]["step"] == 0
+
+
+def test_a_captioner_that_carries_over_learns_at_a_lower_rate(photos: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 1, "min_steps": 1, "warmup": 0, "learning_rate": 1e-3, "carried_rate": 0.25}
+    go(photos, tmp_path / "run", overrides=settings)
+    go(photos, tmp_path / "new", init=None, encoder=start_captioner().encoder, overrides=settings)
+    carried, new = (metrics(tmp_path / name)[-1]["learning_rate"] for name in ("run", "new"))
+    assert carried == pytest.approx(new / 4)
+
+
 def test_training_stops_when_nothing_gets_better(photos: Path, tmp_path: Path) -> None:
     heard: list[str] = []
     still = {"learning_rate": 0.0, "patience": 2, "epochs": 9}
     result = go(photos, tmp_path / "run", heard, overrides=still)
-    assert (result.best_step, result.steps) == (3, 9)
+    assert (result.best_step, result.steps) == (0, 6)
     assert "stopped early" in heard[-1]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_advice(photos: Path, tmp_path: Path) -> None:
+def test_a_start_that_is_not_finite_ends_the_run_at_once(photos: Path, tmp_path: Path) -> None:
     start = start_captioner()
     with torch.no_grad():
         start.decoder.embedding.weight[4] = float("nan")
-    with pytest.raises(RunError, match="step 1: the loss is nan"):
+    with pytest.raises(RunError, match="NaN"):
         go(photos, tmp_path / "run", init=start)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_two_runs_in_one_folder_at_once_are_refused_and_the_first_goes_on(photos: Path, tmp_path: Path) -> None:
+    errors: list[str] = []
+
+    def say(text: str) -> None:
+        if text.startswith("step") and not errors:
+            with pytest.raises(RunError, match="another command that still runs") as caught:
+                go(photos, tmp_path / "run")
+            errors.append(str(caught.value))
+
+    train(photos, tmp_path / "run", init=start_captioner(), overrides=SETTINGS, show=False, say=say)
+    assert errors
+    assert not (tmp_path / "run" / journal.LOCK).exists()
+    assert Captioner.from_pretrained(tmp_path / "run", encoder=ColourEncoder)
+
+
+def test_a_place_that_cannot_be_written_is_a_run_error(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "run", tmp_path / ("x" * 300)):
+        with pytest.raises(RunError, match="can't be written"):
+            go(photos, place)
+
+
+def test_a_damaged_checkpoint_is_named_and_deleting_it_continues(run: Any, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    state = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**state, "finished": None}))
+    newest = max((folder / "checkpoints").iterdir())
+    (newest / "training.pt").write_bytes(b"\x80\x02 garbage")
+    with pytest.raises(RunError, match=newest.name):
+        go(photos, folder)
+    shutil.rmtree(newest)
+    go(photos, folder)
+    assert (folder / "model.safetensors").read_bytes() == (run[0] / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_whose_captioner_was_deleted_publishes_it_again(run: Any, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    (folder / "model.safetensors").unlink()
+    go(photos, folder)
+    assert (folder / "model.safetensors").read_bytes() == (run[0] / "model.safetensors").read_bytes()
+
+
+def test_a_run_cannot_start_from_its_own_output(run: Any, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    before = captioner_bytes(folder)
+    for start in (folder, max((folder / "checkpoints").iterdir())):
+        with pytest.raises(ArgumentError, match="the output of this very run"):
+            go(photos, folder, init=start, restart=True)
+    assert captioner_bytes(folder) == before
+
+
+class Unnamed(ColourEncoder):
+    def config(self) -> dict[str, Any]:
+        return {"dimension": self.feature_dim}
+
+
+class Plain(ColourEncoder):
+    def trunk(self, images: Tensor) -> Any:
+        return super().trunk(images).pooled
+
+
+class WithoutJson(ColourEncoder):
+    def config(self) -> dict[str, Any]:
+        return {"feature_dim": torch.tensor(12)}
+
+
+def test_mistakes_in_an_encoder_of_ones_own_are_said_before_the_training(photos: Path, tmp_path: Path) -> None:
+    for encoder, message in (
+        (ColourEncoder, "not the class"),
+        (nn.Linear(2, 3), "lacks feature_dim"),
+        (5, "encoder must be"),
+        (WithoutJson(), "isn't JSON"),
+        (Plain(), r"Plain\.trunk must return Features"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            go(photos, tmp_path / "run", init=None, encoder=encoder)
+    said: list[str] = []
+    train(photos, tmp_path / "unnamed", init=None, encoder=Unnamed(), overrides=SETTINGS, show=False, say=said.append)
+    assert any("Unnamed(**config())" in text and "won't load" in text for text in said)
 
 
 def test_clumsy_arguments_are_refused_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
@@ -343,6 +448,8 @@ def test_clumsy_arguments_are_refused_before_anything_is_written(photos: Path, t
         {"device": "gpu"},
         {"overrides": {"epoch": 1}},
         {"overrides": {"epochs": 0}},
+        {"device": "meta"},
+        {"recipe": 5},
     ):
         with pytest.raises(ArgumentError):
             go(photos, tmp_path / "run", **options)
@@ -459,7 +566,7 @@ def check_kills(photos: Path, tmp_path: Path, kills: int, seed: int) -> None:
     for folder in folders:
         assert captioner_bytes(folder) == expected, folder
         assert json.loads((folder / "run.json").read_text())["finished"]["steps"] == 12
-        assert len(metrics(folder)) == 4
+        assert len(metrics(folder)) == 5
         assert not list(folder.rglob(".*")), folder
 
 

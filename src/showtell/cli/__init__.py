@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _say_any_name()
     try:
         code: int = options.run(options)
-        sys.stdout.flush()
+        print(end="", flush=True)  # unlike sys.stdout.flush(), no error where stdout is closed
         return code
     except ShowtellError as error:
         print(f"showtell: {error}", file=sys.stderr)

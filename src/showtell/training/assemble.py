@@ -199,8 +199,12 @@ def trunk_trains(encoder: Encoder) -> list[str]:
     return [name for name in training if name not in head]
 
 
-def make_optimizer(captioner: Captioner, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; the encoder's trunk has a learning rate of its own, vectors (biases, norms) have no weight decay."""
+def make_optimizer(captioner: Captioner, recipe: Recipe, *, carried: bool = False) -> torch.optim.Optimizer:
+    """AdamW; the encoder's trunk has a learning rate of its own, vectors (biases, norms) have no weight decay.
+
+    carried: the captioner was trained before, so the rest learns at `recipe.carried_rate` times the rate.
+    """
+    rate = recipe.learning_rate * (recipe.carried_rate if carried else 1.0)
     trunk = {f"encoder.{name}" for name in trunk_trains(captioner.encoder)}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in captioner.named_parameters():
@@ -209,7 +213,7 @@ def make_optimizer(captioner: Captioner, recipe: Recipe) -> torch.optim.Optimize
     settings = [
         {
             "params": parameters,
-            "lr": recipe.encoder_learning_rate if slow else recipe.learning_rate,
+            "lr": recipe.encoder_learning_rate if slow else rate,
             "weight_decay": recipe.weight_decay if decays else 0.0,
         }
         for (slow, decays), parameters in sorted(groups.items(), key=lambda item: item[0])

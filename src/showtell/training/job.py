@@ -53,7 +53,8 @@ class Progress:
 class Job:
     """The parts of a run.
 
-    val: the photos to choose by, with their references. total: steps in all. epoch: steps an epoch. story: where it
+    val: the photos to choose by, with their references. total: steps in all. epoch: steps an epoch. carried: it starts
+    from a trained captioner. story: where it
     all came from, for the model card.
     """
 
@@ -66,6 +67,7 @@ class Job:
     references: list[tuple[str, ...]]
     total: int
     epoch: int
+    carried: bool
     story: str
     say: Say
     show: bool | None
@@ -135,6 +137,7 @@ def prepare(
     training: list[Record],
     validating: list[Record],
     *,
+    carried: bool,
     skip_bad: bool,
     story: str,
     say: Say,
@@ -183,7 +186,7 @@ def prepare(
     trainer = Trainer(
         captioner,
         CrossEntropy(plan.label_smoothing),
-        make_optimizer(captioner, plan),
+        make_optimizer(captioner, plan, carried=carried),
         WarmupCosine(min(plan.warmup, total // 10), total),
         precision=cast(Any, plan.precision),
         accumulate=plan.accumulate,
@@ -191,7 +194,7 @@ def prepare(
         seed=plan.seed,
     )
     references = [records[i].captions for i in val_rows]
-    return Job(plan, folder, captioner, trainer, train, val, references, total, epoch, story, say, show)
+    return Job(plan, folder, captioner, trainer, train, val, references, total, epoch, carried, story, say, show)
 
 
 def _wordless(records: Sequence[Record], captioner: Captioner, skip_bad: bool, say: Say) -> frozenset[int]:

@@ -26,6 +26,7 @@ _SECTIONS = {
         "epochs",
         "min_steps",
         "learning_rate",
+        "carried_rate",
         "weight_decay",
         "warmup",
         "label_smoothing",
@@ -74,6 +75,7 @@ class Recipe:
     epochs: int
     min_steps: int
     learning_rate: float
+    carried_rate: float
     weight_decay: float
     warmup: int
     label_smoothing: float
@@ -108,6 +110,7 @@ class Recipe:
         for key, low_, high_ in (
             ("encoder_learning_rate", 0.0, 10.0),
             ("learning_rate", 0.0, 10.0),
+            ("carried_rate", 0.0, 1.0),
             ("weight_decay", 0.0, 1.0),
             ("label_smoothing", 0.0, 0.9),
             ("clip_norm", 0.0, 1e6),

@@ -16,6 +16,7 @@ from torch import nn
 from .. import storage
 from ..checks import whole
 from ..devices import usable_device
+from ..errors import ArgumentError
 from ..progress import bar
 from ..version import __version__
 from .assemble import Init, assemble, fingerprint, load_init
@@ -104,7 +105,8 @@ def train(
             isn't finite.
         ArgumentError: a setting makes no sense, or the captioner couldn't be saved.
     """
-    plan = load_recipe(recipe).changed(overrides or {})
+    plan = load_recipe(recipe).changed({} if overrides is None else overrides)
+    _check_start(init, output)
     where = _device(device)
     with _threads(threads), torch.random.fork_rng(devices=[]), ExitStack() as stack:
         dataset = open_data(data, images, image_column, caption_column)
@@ -133,7 +135,18 @@ def train(
         captioner.save_pieces(weights_dtype=plan.weights_dtype)
         words = sum(len(record.captions) for record in training)
         story = f"Trained on {len(training):,} photos with {words:,} captions, starting {_origin(init, encoder, plan)}."
-        job = prepare(plan, folder, captioner, training, validating, skip_bad=skip_bad, story=story, say=say, show=show)
+        job = prepare(
+            plan,
+            folder,
+            captioner,
+            training,
+            validating,
+            carried=start is not None,
+            skip_bad=skip_bad,
+            story=story,
+            say=say,
+            show=show,
+        )
         return _run(job)
 
 
@@ -148,6 +161,8 @@ def _run(job: Job) -> TrainResult:
         job.say(f"continuing from step {job.trainer.step_count:,} of {job.total:,}")
         if progress.best_step is not None:
             job.folder.publish(progress.best_step, card(job, progress))
+    elif job.carried:
+        _measure_start(job, progress)
     job.folder.write_metrics(progress.rows)
     if not job.done(progress):
         _loop(job, progress)
@@ -166,6 +181,16 @@ def _run(job: Job) -> TrainResult:
         f"{progress.best_step:,}, validation BLEU-4 {progress.best_score:.3f}"
     )
     return result
+
+
+def _measure_start(job: Job, progress: Progress) -> None:
+    """Evaluate the captioner as it came: a run never ends with one that is worse."""
+    score, loss = job.scores()
+    progress.best_step, progress.best_score, progress.best_loss = 0, score, loss
+    progress.rows.append({"step": 0, "epoch": 0.0, "val_bleu4": score, "val_teacher_forced_loss": loss, "best": True})
+    job.say(f"as it came: validation BLEU-4 {score:.3f}, teacher-forced loss {loss:.3f}")
+    _save(job, progress, 0)
+    job.folder.publish(0, card(job, progress))
 
 
 def _loop(job: Job, progress: Progress) -> None:
@@ -233,6 +258,14 @@ def _save(job: Job, progress: Progress, step: int) -> None:
     state = {"model": model, "trainer": job.trainer.state_dict(), "progress": asdict(progress)}
     pieces = job.captioner.save_pieces(weights_dtype=job.recipe.weights_dtype)
     job.folder.save(step, pieces, state, best=progress.best_step)
+
+
+def _check_start(init: Init, output: str | os.PathLike[str]) -> None:
+    """A run that started from its own output would overwrite its start, and could neither continue nor be repeated."""
+    if isinstance(init, str | os.PathLike) and init != "default" and os.path.isdir(init):  # noqa: PTH112 - any name
+        start, here = Path(init).resolve(), Path(output).resolve()
+        if start == here or start.parent == here / "checkpoints":
+            raise ArgumentError(f"{init} is the output of this very run; start from a copy, or choose another output")
 
 
 def _origin(init: Init, encoder: str | nn.Module | None, plan: Recipe) -> str:

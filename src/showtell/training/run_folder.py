@@ -68,7 +68,8 @@ class RunFolder:
             self._check(run["identity"], identity)
             self._run = run
             finished: dict[str, Any] | None = run["finished"]
-            return finished
+            whole = all((self.path / name).is_file() for name in _CAPTIONER_FILES[:3])
+            return finished if whole else None  # a captioner that was deleted is published again
         self.path.mkdir(parents=True, exist_ok=True)
         self._run = {
             "format": _FORMAT,
@@ -113,8 +114,14 @@ class RunFolder:
                     shutil.rmtree(entry)
         for step in reversed(self._steps()):
             file = self._at(step) / "training.pt"
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-            best = state["progress"]["best_step"]
+            try:
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+                best = state["progress"]["best_step"]
+            except Exception as error:  # torch raises whatever it stumbles over
+                raise RunError(
+                    f"{file} is damaged or missing ({error!s:.200}); delete {file.parent}, and the same command "
+                    "continues from the checkpoint before it"
+                ) from error
             if best is None or self._at(best).exists():
                 return state
         return None
@@ -157,6 +164,7 @@ class RunFolder:
         if (
             not isinstance(run, dict)
             or run.get("format") != "showtell.run"
+            or not {"finished", "settings"} <= set(run)
             or not isinstance(run.get("identity"), dict)
         ):
             raise RunError(f"{file} is not of a training run of showtell; choose another output")
