@@ -104,3 +104,8 @@ def test_the_metrics_need_no_torch() -> None:
 def test_no_module_is_longer_than_400_lines() -> None:
     long = {p.name: n for p in SOURCE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
     assert long == {}
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    page = (SOURCE.parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert [module for module in FLOOR if f"`{module}" not in page and module != "__main__"] == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -322,3 +324,15 @@ def test_the_default_captioner_captions_the_example_photos(photos: list[Path]) -
     assert isinstance(captions, list)
     assert len({c.text for c in captions}) > 1
     assert all(len(c.text.split()) >= 4 and c.tokens[-1] == "<end>" for c in captions)
+
+
+def test_loading_draws_no_random_numbers_and_imports_no_compiler() -> None:
+    code = (
+        "import sys, torch; from showtell import Captioner; from showtell.assembly import shapes_only\n"
+        "with shapes_only():\n"
+        "    assert torch.nn.Embedding(3, 4).weight.is_meta and torch.nn.Linear(3, 4).weight.is_meta\n"
+        "Captioner.default()\n"
+        "assert 'torch._dynamo' not in sys.modules and 'torchvision' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import storage, weights
 from .errors import ArgumentError, ComponentError, FormatError
@@ -13,12 +16,40 @@ from .image_spec import ImageSpec
 from .protocols import Decoder, Encoder
 from .registry import Kind, class_path, component_name, find_component
 
-__all__ = ["build_part", "check_part", "part_entry", "rebuild_problem"]
+__all__ = ["build_part", "check_part", "part_entry", "rebuild_problem", "shapes_only"]
+
+_DRAWS = {
+    "normal_",
+    "uniform_",
+    "trunc_normal_",
+    "kaiming_normal_",
+    "kaiming_uniform_",
+    "xavier_normal_",
+    "xavier_uniform_",
+}
 
 _MEMBERS = {
     "encoder": ("feature_dim", "image_spec", "config"),
     "decoder": ("vocab_size", "has_attention", "prepare", "initial_state", "step", "config"),
 }
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves out random initialisation: on the meta device it does nothing but import a compiler for seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")  # Tensor.normal_(t, ...) and nn.init.normal_(tensor=t, ...)
+        if getattr(func, "__name__", "") in _DRAWS and isinstance(target, Tensor) and target.is_meta:
+            return target
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """What is built inside has shapes and no memory, and draws no random numbers."""
+    with torch.device("meta"), _WithoutDraws():
+        yield
 
 
 def check_part(kind: Kind, part: Any) -> None:
@@ -45,7 +76,7 @@ def rebuild_problem(kind: Kind, part: Encoder | Decoder) -> str | None:
     config = part_entry(kind, part)["config"]
     call = f"{type(part).__name__}(**config())"
     try:
-        with torch.device("meta"):
+        with shapes_only():
             again = type(part)(**config)
         found, wanted = (weights.expected_tensors({kind: cast(nn.Module, p)}, "float32") for p in (again, part))
         weights.match(wanted, found, call)

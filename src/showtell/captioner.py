@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hub, storage, weights
-from .assembly import build_part, check_part, part_entry
+from .assembly import build_part, check_part, part_entry, shapes_only
 from .caption import Caption, captions_of
 from .devices import usable_device
 from .errors import ArgumentError, FormatError
@@ -324,7 +324,7 @@ class Captioner(nn.Module):
         makers: dict[Kind, Any] = {"encoder": encoder, "decoder": decoder}
         kept = [kind for kind, maker in makers.items() if isinstance(maker, nn.Module)]
         # First shapes only, on the meta device: a folder that lies costs no memory.
-        with torch.device("meta"):
+        with shapes_only():
             shapes = {kind: build_part(kind, saved.config[kind], maker) for kind, maker in makers.items()}
         modules: dict[str, nn.Module] = {
             kind: cast(nn.Module, part) for kind, part in shapes.items() if kind not in kept
