@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -58,7 +59,10 @@ def main() -> None:
         "import_beyond_torch_and_torchvision": quartiles(imports),
         "photos": len(options.photos),
         "threads": options.threads,
-        "machine": platform.machine(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout.strip(),
         "versions": {"showtell": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     text = json.dumps(result, indent=2)
