@@ -4,7 +4,7 @@
     showtell caption --model M PHOTOS --search beam:3,length_penalty=0.7 --output predictions.jsonl
     python benchmarks/official_scores.py predictions.jsonl --data DATA [--split val]
 
-DATA is anything `showtell data check` reads. Every photo of the split must have a prediction.
+DATA is anything `showtell data check` reads. Every photo of the split must have a prediction, unless --partial.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ def main() -> None:
     parser.add_argument("predictions", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--split", default="val")
+    parser.add_argument("--partial", action="store_true", help="score only the photos that have a prediction")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.predictions.read_text(encoding="utf-8").splitlines()]
     said = {Path(row["image"]).name: row["caption"] for row in rows if "caption" in row}
     records = read_dataset(options.data).split(options.split)
+    if options.partial:
+        records = tuple(record for record in records if Path(record.image).name in said)
     names = [Path(record.image).name for record in records]
     missing = [name for name in names if name not in said]
     if missing:
