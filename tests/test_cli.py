@@ -304,3 +304,20 @@ def test_captioning_killed_twenty_times_continues_to_the_same_bytes(album: Path,
     assert caption_album(album, out).wait(timeout=300) == 1
     assert out.read_bytes() == calm.read_bytes()
     assert between >= 3  # kills that landed among the rows
+
+
+def test_train_prints_where_the_captioner_is_or_the_result_as_json(
+    tmp_path: Path, album: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (album / "05bad.jpg").unlink()
+    (album / "captions.csv").write_text(
+        "image,caption\n" + "".join(f"{p.relative_to(album)},a dog\n" for p in sorted(album.rglob("*.jpg")))
+    )
+    settings = ["--set", "epochs=1", "--set", "min_steps=2"]
+    command = ["train", "--data", str(album), "--output", str(tmp_path / "o"), "--init", model, *settings]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'o'}\n"
+    assert main([*command, "--format", "jsonl"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result) == ["output", "best_step", "best_score", "steps", "seconds"]
+    assert main(["caption", "--model", str(tmp_path / "o"), str(album / "00.jpg")]) == 0

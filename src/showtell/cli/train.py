@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tomllib
+from dataclasses import asdict
 from typing import Any
 
 from ..errors import ArgumentError
 from ..training import train
+from .common import add_format
 from .data import add_data_options
 
 __all__ = ["add_command"]
@@ -48,6 +51,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run left in O")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", metavar="DEV", help="cpu, cuda, ... (default: cuda where there is one)")
+    add_format(parser)
     parser.set_defaults(run=run)
 
 
@@ -73,7 +77,10 @@ def run(options: argparse.Namespace) -> int:
         device=options.device,
         say=say,
     )
-    print(result.output)
+    if options.format == "jsonl":
+        print(json.dumps({**asdict(result), "output": str(result.output)}))
+    else:
+        print(result.output)
     return 0
 
 
