@@ -229,9 +229,13 @@ def test_data_check_lists_captions_without_a_word_as_training_would(
     album: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = album / "captions.csv"
-    table.write_text("image,caption\n00.jpg,a dog\n03.jpg,a cat\n06.jpg,!!!\n")
+    table.write_text("image,caption\n00.jpg,a dog\n03.jpg,a cat\n06.jpg,!!!\n00.jpg,...\n09.jpg,\U0001f415\n")
     assert main(["data", "check", str(table)]) == 1
-    assert "captions.csv:4: no caption of 06.jpg has a word" in capsys.readouterr().out
+    heard = capsys.readouterr()
+    assert "captions.csv:4: the caption of '06.jpg' has no word: '!!!'" in heard.out
+    assert "captions.csv:5: the caption of '00.jpg' has no word: '...'" in heard.out  # beside a good one
+    assert "captions.csv:6" not in heard.out  # a dog, though in one character
+    assert "2 problems" in heard.err
 
 
 def test_info_says_what_a_captioner_is(model: str, capsys: pytest.CaptureFixture[str]) -> None:

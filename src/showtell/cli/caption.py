@@ -77,7 +77,7 @@ def find_photos(arguments: Sequence[str]) -> list[Path]:
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
     whole("--batch-size", options.batch_size, 1, 4096)
-    asked = parse_search(options.search) if options.search else None
+    asked = None if options.search is None else parse_search(options.search)
     photos = find_photos(options.paths)
     if options.overwrite and not options.output:
         raise ArgumentError("--overwrite belongs to --output FILE")

@@ -57,5 +57,5 @@ def run(options: argparse.Namespace) -> int:
         print(dataset.summary())
         for problem in problems:
             print(problem)
-    print(f"{len(problems)} problems" if problems else "no problems", file=sys.stderr)
+    print(f"{len(problems) or 'no'} problem{'s' * (len(problems) != 1)}", file=sys.stderr)
     return 1 if problems else 0

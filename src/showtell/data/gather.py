@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -172,6 +173,8 @@ def _clean(read: Rows, row: Row) -> list[str]:
             wrong = f"the caption of {row.image!r:.120} has {len(caption):,} characters; at most {MAX_TEXT:,} are read"
         elif not caption.strip():
             wrong = f"the caption of {row.image!r:.120} is empty"
+        elif all(unicodedata.category(character)[0] in "PZC" for character in caption):
+            wrong = f"the caption of {row.image!r:.120} has no word: {caption!r:.80}"
         elif any("\ud800" <= character <= "\udfff" for character in f"{row.image}{caption}"):
             wrong = f"holds bytes that aren't UTF-8: {f'{row.image} {caption}'!r:.120}; save the file as UTF-8"
         else:
