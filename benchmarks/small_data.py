@@ -4,7 +4,7 @@
 
 DATA is a dataset with a val split (its other splits trained the bundled captioner). `--photos` of val become the own
 data, showtell's command trains on them with --init default and --init none, and both, and the untouched bundled
-captioner, caption the rest of val. BLEU-4 by showtell.
+captioner, caption the rest of val. Scores by `showtell.evaluate`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ import argparse
 import csv
 import hashlib
 import json
+import os
+import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from showtell import Captioner, Record, evaluate, read_dataset
+import torch
+
+from showtell import Captioner, Evaluation, __version__, evaluate, read_dataset
 
 SEARCH = "beam:3,length_penalty=0.7"
 
@@ -31,9 +35,9 @@ def trained(folder: Path, init: str) -> Path:
     return output
 
 
-def score(captioner: Captioner, records: list[Record]) -> dict[str, Any]:
-    found = evaluate(captioner, [r.image for r in records], [r.captions for r in records], search=SEARCH)
-    return {"BLEU-4": round(found.bleu4, 4), "vocabulary": len(captioner.vocabulary)}
+def shown(found: Evaluation, captioner: Captioner) -> dict[str, Any]:
+    scores = {metric: round(found.scores.corpus[metric], 4) for metric in ("CIDEr-D", "BLEU-4")}
+    return {**scores, "vocabulary": len(captioner.vocabulary)}
 
 
 def main() -> None:
@@ -50,12 +54,22 @@ def main() -> None:
             writer = csv.writer(file)
             writer.writerow(["image", "caption"])
             writer.writerows([Path(r.image).resolve(), caption] for r in own for caption in r.captions)
-        result = {
-            "what": f"BLEU-4 (showtell's word splitting) on {len(rest)} photos, {SEARCH}; own data: {len(own)} photos",
-            "bundled, untouched": score(Captioner.default(), rest),
-            "trained, --init default": score(Captioner.from_pretrained(trained(folder, "default")), rest),
-            "trained, --init none": score(Captioner.from_pretrained(trained(folder, "none")), rest),
+        captioners = {
+            "bundled, untouched": Captioner.default(),
+            "trained, --init default": Captioner.from_pretrained(trained(folder, "default")),
+            "trained, --init none": Captioner.from_pretrained(trained(folder, "none")),
         }
+    results = {name: evaluate(captioner, rest, search=SEARCH) for name, captioner in captioners.items()}
+    signatures = {str(found.signature) for found in results.values()}
+    if len(signatures) > 1:
+        sys.exit(f"the scores can't be compared: {signatures}")
+    result = {
+        "what": f"{len(rest)} photos, {SEARCH}; own data: {len(own)} photos",
+        **{name: shown(found, captioners[name]) for name, found in results.items()},
+        "signature": signatures.pop(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"showtell": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
     text = json.dumps(result, indent=2)
     print(text)
     if options.json:

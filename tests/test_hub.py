@@ -353,6 +353,17 @@ def test_the_card_has_what_the_catalogue_of_the_hub_asks_for() -> None:
     assert card.text.endswith("## Limits\n\nCats.\n")
 
 
+def test_a_card_shows_the_signature_of_its_scores_below_them() -> None:
+    line = "metrics:BLEU-4|images:3|search:given"
+    text = model_card(title="Mine", scores={"BLEU-4": 0.21}, signature=line)
+    assert (
+        text.split("## Scores")[1]
+        .split("## Limits")[0]
+        .endswith(f"| BLEU-4 | 0.210 |\n\nSignature, to compare with scores that have the same one: `{line}`\n\n")
+    )
+    assert line not in model_card(title="Mine", signature=line)
+
+
 def test_a_card_needs_nothing_but_a_title() -> None:
     card = ModelCard(model_card(title="Mine"))
     assert card.data.license is None

@@ -113,6 +113,11 @@ def captioner_bytes(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("config.json", "tokenizer.json", "model.safetensors")}
 
 
+def run_bytes(folder: Path) -> dict[str, bytes]:
+    """What a run leaves besides its checkpoints, and says the same whenever it was stopped."""
+    return captioner_bytes(folder) | {n: (folder / n).read_bytes() for n in ("README.md", "frequencies.bin")}
+
+
 def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -134,8 +139,9 @@ def test_a_run_leaves_a_captioner_its_checkpoints_and_its_metrics(run: Any, phot
     rows = metrics(output)
     assert [row["step"] for row in rows] == [0, 3, 6, 9, 12]
     best = next(row for row in rows if row["step"] == result.best_step)
-    assert best["val_bleu4"] == result.best_score
+    assert best["val_cider_d"] == result.best_score
     assert best["best"]
+    assert all(0 <= row["val_bleu4"] <= 1 and row["val_teacher_forced_loss"] > 0 for row in rows)
     steps = sorted(int(p.name.removeprefix("step-")) for p in (output / "checkpoints").iterdir())
     assert set(steps) == {11, 12, result.best_step}
     checkpoint = output / "checkpoints" / f"step-{result.best_step:08d}"
@@ -171,7 +177,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(run: Any, photos: Path, 
     again = go(photos, tmp_path / "run")
     output, result, _ = run
     assert (again.best_step, again.best_score, again.steps) == (result.best_step, result.best_score, result.steps)
-    assert captioner_bytes(tmp_path / "run") == captioner_bytes(output)
+    assert run_bytes(tmp_path / "run") == run_bytes(output)
     first, second = (metrics(folder) for folder in (output, tmp_path / "run"))
     for row in (*first, *second):
         row.pop("data_share", None)  # the start is measured without training
@@ -196,7 +202,9 @@ def test_restart_deletes_the_runs_own_files_only(run: Any, photos: Path, tmp_pat
     output = tmp_path / "run"
     go(photos, output)
     (output / "notes.txt").write_text("mine")
+    (output / "frequencies.bin").write_text("of the run, though damaged")
     result = go(photos, output, restart=True, overrides={"epochs": 2, "min_steps": 0})
+    assert (output / "frequencies.bin").read_bytes() == (run[0] / "frequencies.bin").read_bytes()
     assert result.steps == 6
     assert (output / "notes.txt").read_text() == "mine"
     assert max(p.name for p in (output / "checkpoints").iterdir()) == "step-00000006"
@@ -329,8 +337,8 @@ def test_a_run_never_ends_with_a_captioner_worse_than_its_start(photos: Path, tm
     output = tmp_path / "run"
     result = go(photos, output, overrides={"learning_rate": 10.0, "clip_norm": 0.0, "label_smoothing": 0.0})
     rows = metrics(output)
-    assert round(result.best_score, 3) == max(round(row["val_bleu4"], 3) for row in rows)
-    assert result.best_score >= rows[0]["val_bleu4"]
+    assert round(result.best_score, 3) == max(round(row["val_cider_d"], 3) for row in rows)
+    assert result.best_score >= rows[0]["val_cider_d"]
     assert rows[0]["step"] == 0
 
 
@@ -560,11 +568,11 @@ def check_kills(photos: Path, tmp_path: Path, kills: int, seed: int) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) >= kills
-    expected = captioner_bytes(tmp_path / "whole")
+    expected = run_bytes(tmp_path / "whole")
     folders = sorted(tmp_path.glob("killed-*"))
     assert folders
     for folder in folders:
-        assert captioner_bytes(folder) == expected, folder
+        assert run_bytes(folder) == expected, folder
         assert json.loads((folder / "run.json").read_text())["finished"]["steps"] == 12
         assert len(metrics(folder)) == 5
         assert not list(folder.rglob(".*")), folder

@@ -7,6 +7,7 @@ Example:
 
 from .captioner import Caption, Captioner
 from .data import Batch, Batches, Dataset, FeatureCache, Problem, Record, from_objects, read_dataset
+from .doctor import diagnose
 from .encoders import create_pretrained
 from .errors import (
     ArgumentError,
@@ -20,10 +21,11 @@ from .errors import (
     RunError,
     ShowtellError,
 )
-from .evaluate import Evaluation, evaluate
+from .evaluation import Evaluation, ScoredPhoto, Signature, compare, evaluate, score_predictions, write_report
 from .generate import generate
 from .image_spec import ImageSpec
 from .images import load_image
+from .metrics import CiderD, Scores, ptb_tokenize, score_captions
 from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder
 from .registry import register_decoder, register_encoder
 from .rows import Rows
@@ -39,6 +41,7 @@ __all__ = [
     "Beam",
     "Caption",
     "Captioner",
+    "CiderD",
     "ComponentError",
     "CrossEntropy",
     "DataError",
@@ -62,18 +65,27 @@ __all__ = [
     "Record",
     "Rows",
     "RunError",
+    "ScoredPhoto",
+    "Scores",
     "ShowtellError",
+    "Signature",
     "SplitEncoder",
     "Trainer",
     "Vocabulary",
     "__version__",
+    "compare",
     "create_pretrained",
+    "diagnose",
     "evaluate",
     "from_objects",
     "generate",
     "load_image",
+    "ptb_tokenize",
     "read_dataset",
     "register_decoder",
     "register_encoder",
+    "score_captions",
+    "score_predictions",
     "train",
+    "write_report",
 ]

@@ -190,6 +190,7 @@ def model_card(
     data: str | None = None,
     scores: Mapping[str, float] | None = None,
     search: str | None = None,
+    signature: str | None = None,
     limits: str = _LIMITS,
 ) -> str:
     """The text of README.md: facts for the Hub's catalogue, how to use the captioner, its data, scores and limits.
@@ -214,6 +215,7 @@ def model_card(
         data: a paragraph on the data it was trained on.
         scores: metric -> value.
         search: how the scored captions were found, "beam:3".
+        signature: what the scores depend on, `str(evaluation.signature)`; it is shown below them.
         limits: a paragraph on what it can't do.
 
     The same arguments give the same text.
@@ -234,10 +236,8 @@ def model_card(
         parts += ["## Data", data.strip()]
     if scores:
         table = ["| metric | value |", "|---|---|", *(f"| {name} | {value:.3f} |" for name, value in scores.items())]
-        parts += (
-            ["## Scores", f"Captions found with `{search}`.", "\n".join(table)]
-            if search
-            else ["## Scores", "\n".join(table)]
-        )
+        parts += ["## Scores", *([f"Captions found with `{search}`."] if search else []), "\n".join(table)]
+        if signature:
+            parts.append(f"Signature, to compare with scores that have the same one: `{signature}`")
     parts += ["## Limits", limits.strip()]
     return "\n\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""The command line: `showtell caption | train | info | data`."""
+"""The command line: `showtell caption | train | evaluate | doctor | info | data`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..errors import ShowtellError
 from ..version import __version__
-from . import caption, data, info, train
+from . import caption, data, doctor, evaluate, info, train
 
 __all__ = ["build_parser", "main"]
 
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"showtell {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (caption, train, info, data):
+    for module in (caption, train, evaluate, doctor, info, data):
         module.add_command(commands)
     return parser
 
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open("/dev/null", "w") if sys.platform != "win32" else open("nul", "w")  # noqa: SIM115, PTH123
         return 1
     except KeyboardInterrupt:
-        goes_on = "; the same command continues where this one ended" if getattr(options, "output", None) else ""
+        continues = options.command in ("caption", "train") and options.output
+        goes_on = "; the same command continues where this one ended" if continues else ""
         print(f"showtell: stopped{goes_on}", file=sys.stderr)
         return 130
     except OSError as error:  # a disk that fails, a folder that may not be listed: no bug, so no traceback

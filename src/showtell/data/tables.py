@@ -14,7 +14,7 @@ from ..images import IMAGE_SUFFIXES
 from .gather import Row, Rows
 from .text import read_lines, read_text
 
-__all__ = ["Columns", "caption_values", "guess_columns", "looks_like_photo", "read_table"]
+__all__ = ["Columns", "caption_values", "guess_columns", "looks_like_photo", "read_csv", "read_table"]
 
 _IMAGE = [
     "image",
@@ -57,7 +57,7 @@ def read_table(
     split: str | None = None,
 ) -> None:
     """Read a CSV, TSV or JSONL file into rows; `split` is that of rows whose file has no split column."""
-    columns, lines = (_jsonl if path.suffix.lower() in (".jsonl", ".ndjson") else _csv)(path, label, into)
+    columns, lines = (_jsonl if path.suffix.lower() in (".jsonl", ".ndjson") else read_csv)(path, label, into)
     if not columns:
         return
     chosen = guess_columns(columns, [values for _, values in lines[:50]], image_column, caption_column)
@@ -139,7 +139,8 @@ def looks_like_photo(value: Any) -> bool:
 _Lines = list[tuple[int, list[Any]]]
 
 
-def _csv(path: Path, label: str, into: Rows) -> tuple[list[str], _Lines]:
+def read_csv(path: Path, label: str, into: Rows) -> tuple[list[str], _Lines]:
+    """The names of the columns, and each line's number and values; the delimiter is found out."""
     text = read_text(path)
     first = text[: len(text) if (end := re.search(r"[\r\n]", text)) is None else end.start()]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",\t;|", key=first.count)

@@ -1,98 +1,79 @@
-"""BLEU-1 to BLEU-4 as caption benchmarks count them (Papineni et al. 2002)."""
+"""BLEU-1 to BLEU-4 as caption benchmarks count them (Papineni et al. 2002), from counts that can be summed."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from ..errors import ArgumentError
+from .ngrams import ORDERS, Captions, Floats, Ints, own_counts
+from .overlap import ReferenceIndex
 
-__all__ = ["BleuScores", "bleu"]
-
-Four = tuple[float, float, float, float]
+__all__ = ["bleu_counts", "bleu_of_counts"]
 
 _TINY, _SMALL = 1e-15, 1e-9  # the official scorer's guards against dividing by zero
 
 
-@dataclass(frozen=True)
-class BleuScores:
-    """BLEU-1..4: `corpus` over all photos together, `each` photo by photo (its mean is another number)."""
-
-    corpus: Four
-    each: tuple[Four, ...]
-
-
-class _Counts(NamedTuple):
-    """Clipped matches and n-grams for n = 1..4, candidate length and closest reference length."""
-
-    correct: tuple[int, ...]
-    guess: tuple[int, ...]
-    length: int
-    reference: int
-
-
-def bleu(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> BleuScores:
-    """BLEU of one candidate a photo against its references.
+def bleu_counts(candidates: Captions, references: Sequence[Captions] | ReferenceIndex) -> Ints:
+    """What BLEU is computed from, one row a photo: int64 (N, 10).
 
     Example:
-        >>> scores = bleu([["a", "dog", "runs"]], [[["a", "dog", "runs"], ["the", "dog"]]])
-        >>> round(scores.corpus[1], 6)
-        1.0
+        >>> bleu_counts([["a", "dog", "runs"]], [[["a", "dog", "sits"], ["the", "dog"]]]).tolist()
+        [[2, 1, 0, 0, 3, 2, 1, 0, 3, 3]]
 
-    Both are tokens, one candidate and at least one reference for each photo; empty ones are allowed. N-gram matches
-    are clipped at the most any one reference has, the brevity penalty takes the reference length closest to the
-    candidate's (of two as close, the shorter), and the corpus value comes from summed counts:
-    (prod_k (correct_k + 1e-15) / (guess_k + 1e-9)) ** (1 / n), k = 1..n, times exp(1 - 1 / ratio) if ratio < 1, with
-    ratio = (candidate length + 1e-15) / (reference length + 1e-9). Values are in 0..1 and agree with pycocoevalcap,
-    given the same tokens. Raises ArgumentError when the lists don't match or a caption is a string instead of tokens.
+    Columns: n-grams of the candidate that a reference has too, n = 1..4, each at most as often as the one reference
+    with most of it; n-grams of the candidate, n = 1..4; words of the candidate; words of the reference closest to that
+    in length, of two as close the shorter. candidates: one a photo, tokenised; references: at least one a photo.
+    Raises ArgumentError when their numbers differ and for captions that are no lists of hashable tokens.
     """
-    if len(candidates) != len(references) or not candidates:
-        raise ArgumentError(
-            f"BLEU needs one candidate for each photo's references and at least one photo; "
-            f"there are {len(candidates)} candidates and references of {len(references)} photos"
-        )
-    counts = [_count(i, *pair) for i, pair in enumerate(zip(candidates, references, strict=True))]
-    total = _Counts(
-        correct=tuple(map(sum, zip(*(c.correct for c in counts), strict=True))),
-        guess=tuple(map(sum, zip(*(c.guess for c in counts), strict=True))),
-        length=sum(c.length for c in counts),
-        reference=sum(c.reference for c in counts),
-    )
-    return BleuScores(corpus=_score(total), each=tuple(map(_score, counts)))
+    index = references if isinstance(references, ReferenceIndex) else ReferenceIndex(references)
+    encoded = index.encode_each(candidates)
+    photos = len(index.sizes)
+    own = own_counts(encoded)
+    most = [np.zeros(len(encoded.ids), np.int64) for _ in ORDERS]
+    for overlap in index.overlaps(encoded, np.arange(photos)):
+        for best, (places, count) in zip(most, overlap.matches(), strict=True):
+            best[places] = np.maximum(best[places], count)
+    counts = np.empty((photos, 10), np.int64)
+    for n, (mine, best) in enumerate(zip(own, most, strict=True)):
+        counts[:, n] = np.add.reduceat(np.minimum(mine, best), encoded.starts)
+        counts[:, 4 + n] = np.maximum(encoded.lengths - n, 0)
+    counts[:, 8] = encoded.lengths
+    counts[:, 9] = _closest(encoded.lengths, index)
+    return counts
 
 
-def _count(photo: int, candidate: Sequence[str], references: Sequence[Sequence[str]]) -> _Counts:
-    if isinstance(references, str) or not references:
-        raise ArgumentError(f"photo {photo} has no list of references; each photo needs at least one")
-    for caption in (candidate, *references):
-        if isinstance(caption, str):
-            raise ArgumentError(f"photo {photo}: BLEU takes tokens, not a string; split {caption!r:.60} first")
-    most: Counter[tuple[str, ...]] = Counter()
-    for reference in references:
-        most |= Counter(_ngrams(reference))  # | keeps the larger count
-    correct = [0, 0, 0, 0]
-    for ngram, times in Counter(_ngrams(candidate)).items():
-        correct[len(ngram) - 1] += min(times, most[ngram])
-    length = len(candidate)
-    closest = min((len(r) for r in references), key=lambda r: (abs(r - length), r))
-    return _Counts(tuple(correct), tuple(max(0, length - n) for n in range(4)), length, closest)
+def _closest(lengths: Ints, index: ReferenceIndex) -> Ints:
+    """(N,) the length of the reference closest to each candidate's, of two as close the shorter."""
+    words = index.encoded.lengths
+    apart = np.abs(words - np.repeat(lengths, index.sizes))
+    base = int(words.max()) + 1
+    return np.minimum.reduceat(apart * base + words, index.first) % base
 
 
-def _ngrams(tokens: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """All n-grams for n = 1..4."""
-    for n in range(1, 5):
-        for i in range(len(tokens) - n + 1):
-            yield tuple(tokens[i : i + n])
+def bleu_of_counts(counts: Any) -> Floats:
+    """BLEU-1..4 of counts as `bleu_counts` gives them, or of sums of its rows: (..., 10) to float64 (..., 4), 0..1.
 
+    Example:
+        >>> counts = bleu_counts([["a", "dog"], ["a", "cat"]], [[["a", "dog"]], [["the", "cat"]]])
+        >>> bleu_of_counts(counts.sum(axis=0)).round(3).tolist()  # over both photos, not the mean of each
+        [0.75, 0.612, 0.001, 0.0]
 
-def _score(counts: _Counts) -> Four:
-    ratio = (counts.length + _TINY) / (counts.reference + _SMALL)
-    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    product, values = 1.0, []
-    for n in range(4):
-        product *= (counts.correct[n] + _TINY) / (counts.guess[n] + _SMALL)
-        values.append(product ** (1 / (n + 1)) * brevity)
-    return values[0], values[1], values[2], values[3]
+    (prod_k (correct_k + 1e-15) / (guess_k + 1e-9)) ** (1 / n), k = 1..n, times exp(1 - 1 / ratio) if ratio < 1, with
+    ratio = (candidate length + 1e-15) / (reference length + 1e-9): pycocoevalcap's guards, so a photo without a match
+    has a value just above 0. Raises ArgumentError for another shape and for what is no count.
+    """
+    try:
+        values = np.asarray(counts, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"counts must be numbers, as bleu_counts gives them: {error!s:.100}") from error
+    if values.ndim < 1 or values.shape[-1] != 10:
+        raise ArgumentError(f"counts must have 10 columns, as bleu_counts gives them, not the shape {values.shape}")
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        raise ArgumentError("counts must be finite and not negative")
+    ratio = (values[..., 8:9] + _TINY) / (values[..., 9:10] + _SMALL)
+    precisions = np.cumprod((values[..., :4] + _TINY) / (values[..., 4:8] + _SMALL), axis=-1)
+    brevity = np.exp(np.minimum(0.0, 1 - 1 / ratio))
+    return np.asarray(precisions ** (1 / np.array(ORDERS)) * brevity)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .base import Chosen, Hypotheses, Search, Step
 from .beam import Beam
-from .config import as_search, parse_search, search_from_config, search_to_config
+from .config import as_search, parse_search, search_from_config, search_text, search_to_config
 from .greedy import Greedy
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "as_search",
     "parse_search",
     "search_from_config",
+    "search_text",
     "search_to_config",
 ]

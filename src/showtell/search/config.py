@@ -10,7 +10,7 @@ from .base import Search
 from .beam import Beam
 from .greedy import Greedy
 
-__all__ = ["as_search", "parse_search", "search_from_config", "search_to_config"]
+__all__ = ["as_search", "parse_search", "search_from_config", "search_text", "search_to_config"]
 
 _SEARCHES: dict[str, type[Greedy] | type[Beam]] = {"greedy": Greedy, "beam": Beam}
 
@@ -28,6 +28,23 @@ def search_to_config(search: Search) -> dict[str, Any]:
         if type(search) is cls:
             return {"name": name, **{option: getattr(search, option) for option in cls.__dataclass_fields__}}
     raise ArgumentError(f"a captioner's default search is one of {', '.join(_SEARCHES)}, not {search!r:.200}")
+
+
+def search_text(search: Search) -> str:
+    """A search in the command line's spelling, every option written out: what a score's signature keeps.
+
+    Example:
+        >>> search_text(Beam(size=3, length_penalty=0.7))
+        'beam:size=3,max_length=20,length_penalty=0.7'
+        >>> parse_search(search_text(Beam(size=3))) == Beam(size=3)
+        True
+
+    A search of another class is what its `repr` says.
+    """
+    if type(search) not in _SEARCHES.values():
+        return repr(search)
+    config = search_to_config(search)
+    return f"{config.pop('name')}:" + ",".join(f"{key}={value}" for key, value in config.items())
 
 
 def search_from_config(config: dict[str, Any]) -> Greedy | Beam:

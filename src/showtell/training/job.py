@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -15,47 +16,62 @@ from ..data import Batches, CachedInputs, Dataset, FeatureCache, ImageInputs, Re
 from ..data.inputs import load_records
 from ..data.records import listed, wordless
 from ..errors import DataError
-from ..evaluate import evaluate, teacher_forced_loss
 from ..image_spec import ImageSpec
+from ..metrics import DocumentFrequencies
 from ..progress import bar
 from ..version import __version__
 from .assemble import make_optimizer, trunk_trains
+from .frequencies import cached_frequencies, scored_words
 from .objectives import CrossEntropy
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import WarmupCosine
 from .trainer import Trainer
+from .validation import Validation, validate
 
-__all__ = ["Job", "Progress", "Say", "card", "open_data", "prepare", "usable"]
+__all__ = ["CHOSEN_BY", "Job", "Progress", "Say", "card", "open_data", "prepare", "usable"]
+
+CHOSEN_BY = "CIDEr-D"
+"""The metric that says which step is the best."""
 
 Say = Callable[[str], None]
 
 
 @dataclass
 class Progress:
-    """Where a run stands, apart from the weights; a checkpoint holds it."""
+    """Where a run stands, apart from the weights; a checkpoint holds it.
+
+    best_score: CIDEr-D of the best step. best_scores: all its scores, and signature: what they depend on.
+    """
 
     best_step: int | None = None
     best_score: float = -1.0
     best_loss: float = math.inf
+    best_scores: dict[str, float] = field(default_factory=dict)
+    signature: str = ""
     stale: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def better(self, score: float, loss: float) -> bool:
-        """Whether BLEU-4 rose by a tenth of a point, or stayed equal to a tenth while the loss fell."""
-        return (round(score, 3), -loss) > (round(self.best_score, 3), -self.best_loss)
+    def better(self, found: Validation) -> bool:
+        """Whether CIDEr-D, rounded to 0.001, rose, or stayed equal while the loss fell."""
+        return (round(found.scores[CHOSEN_BY], 3), -found.loss) > (round(self.best_score, 3), -self.best_loss)
+
+    def keep(self, step: int, found: Validation) -> None:
+        """Make that step the best one."""
+        self.best_step, self.best_score, self.best_loss = step, found.scores[CHOSEN_BY], found.loss
+        self.best_scores, self.signature, self.stale = dict(found.scores), found.signature, 0
 
 
 @dataclass(frozen=True)
 class Job:
     """The parts of a run.
 
-    val: the photos to choose by, with their references. total: steps in all. epoch: steps an epoch. carried: it starts
-    from a trained captioner. story: where it
-    all came from, for the model card.
+    val: batches of the photos to choose by. judged: their records. frequencies: document frequencies of their captions.
+    total: steps in all. epoch: steps an epoch. carried: it starts from a trained captioner. story: where it all came
+    from, for the model card.
     """
 
     recipe: Recipe
@@ -64,7 +80,8 @@ class Job:
     trainer: Trainer
     train: Batches
     val: Batches
-    references: list[tuple[str, ...]]
+    judged: list[Record]
+    frequencies: DocumentFrequencies
     total: int
     epoch: int
     carried: bool
@@ -81,19 +98,17 @@ class Job:
         """Whether that step ends with an evaluation."""
         return step % (self.epoch * self.recipe.evaluate_every_epochs) == 0 or step == self.total
 
-    def scores(self) -> tuple[float, float]:
-        """On the validation photos: BLEU-4 of generated captions, and the teacher-forced loss."""
-        found = evaluate(
+    def validation(self) -> Validation:
+        """How good the captioner is now."""
+        return validate(
             self.captioner,
-            self.val.inputs,
-            self.references,
+            self.val,
+            self.judged,
+            frequencies=self.frequencies,
             search=self.recipe.search,
-            batch_size=self.recipe.photos,
-            trunk=self.val.trunk,
+            weights_dtype=self.recipe.weights_dtype,
             show=self.show,
         )
-        loss = teacher_forced_loss(self.captioner, map(self.val.batch, range(self.val.per_epoch)))
-        return found.bleu4, loss
 
 
 def open_data(data: Any, images: Any, image_column: str | None, caption_column: str | None) -> Dataset:
@@ -117,6 +132,9 @@ def usable(dataset: Dataset, plan: Recipe, skip_bad: bool, say: Say) -> tuple[li
             f"{len(training)} photos to train on and {len(validating)} to validate on; each needs at least one. "
             "Name splits train and val, or give none and let showtell hold out a tenth"
         )
+    twice = [record_id for record_id, times in Counter(record.id for record in validating).items() if times > 1]
+    if twice:
+        raise DataError(f"{twice[0]!r:.200} is the id of two validation photos; give each photo a name of its own")
     say(dataset.summary())
     return training, validating
 
@@ -193,8 +211,14 @@ def prepare(
         clip_norm=plan.clip_norm or None,
         seed=plan.seed,
     )
-    references = [records[i].captions for i in val_rows]
-    return Job(plan, folder, captioner, trainer, train, val, references, total, epoch, carried, story, say, show)
+    judged = [records[i] for i in val_rows]
+    if len(judged) == 1:
+        say(f"one validation photo: its {CHOSEN_BY} is 0 whatever the caption, so the teacher-forced loss chooses")
+    words = [[scored_words(caption) for caption in record.captions] for record in judged]
+    frequencies = cached_frequencies(folder.frequencies, words, vocabulary=captioner.vocabulary)
+    return Job(
+        plan, folder, captioner, trainer, train, val, judged, frequencies, total, epoch, carried, story, say, show
+    )
 
 
 def _wordless(records: Sequence[Record], captioner: Captioner, skip_bad: bool, say: Say) -> frozenset[int]:
@@ -219,18 +243,17 @@ def _unreadable(records: Sequence[Record], skip_bad: bool, say: Say, show: bool 
 
 def card(job: Job, progress: Progress) -> str:
     """The model card of the best captioner so far."""
-    photos, captions = len(job.references), sum(map(len, job.references))
-    scores = {
-        "BLEU-4, 0 to 1, with showtell's own word splitting": progress.best_score,
-        "teacher-forced loss, nats a word": progress.best_loss,
-    }
+    photos, captions = len(job.judged), sum(len(record.captions) for record in job.judged)
+    scores = {metric: progress.best_scores[metric] for metric in (CHOSEN_BY, "BLEU-4", "ROUGE-L")}
+    scores["teacher-forced loss, nats a word"] = progress.best_loss
     settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in job.recipe.values().items())
     text = hub.model_card(
         title="A captioner trained with showtell",
         data=f"{job.story} Scores are of the {photos:,} validation photos ({captions:,} captions), which chose the "
-        "best step.",
+        f"best step by {CHOSEN_BY}.",
         scores=scores,
         search=job.recipe.search,
+        signature=progress.signature,
     )
     best = f"showtell {__version__}, best after {progress.best_step:,} of at most {job.total:,} steps, with"
     return f"{text}\n## Training\n\n{best}\n\n```toml\n{settings}\n```\n"

@@ -20,10 +20,11 @@ from ..errors import ArgumentError
 from ..progress import bar
 from ..version import __version__
 from .assemble import Init, assemble, fingerprint, load_init
-from .job import Job, Progress, Say, card, open_data, prepare, usable
+from .job import CHOSEN_BY, Job, Progress, Say, card, open_data, prepare, usable
 from .recipe import Recipe, load_recipe
 from .run_folder import RunFolder
 from .trainer import StepReport
+from .validation import Validation
 
 __all__ = ["TrainResult", "train"]
 
@@ -32,8 +33,8 @@ __all__ = ["TrainResult", "train"]
 class TrainResult:
     """What a run came to.
 
-    output: the folder, which is the best captioner. best_step: when it was best. best_score: its BLEU-4 on the
-    validation photos, 0..1. steps: how many were done. seconds: spent training and evaluating, all sessions together.
+    output: the folder, which is the best captioner. best_step: when it was best. best_score: its CIDEr-D on the
+    validation photos, 0..10. steps: how many were done. seconds: spent training and evaluating, all sessions together.
     """
 
     output: Path
@@ -76,9 +77,11 @@ def train(
         ...     train(Dataset(records), folder, init=tiny_captioner(), overrides=settings, say=lambda text: None).steps
         3
 
-    The best captioner so far, by BLEU-4 of captions generated for the validation photos, is in `output`, ready for
-    `Captioner.from_pretrained(output)`. Beside it: metrics.jsonl (a line an evaluation), checkpoints/ (each a
-    captioner too), features/ (the encoder's output for every photo, where the encoder isn't trained) and run.json.
+    The best captioner so far, by CIDEr-D of captions generated for the validation photos, is in `output`, ready for
+    `Captioner.from_pretrained(output)`. Where CIDEr-D is equal to 0.001, the lower teacher-forced loss on these
+    photos is better; with a single validation photo CIDEr-D is always 0. Beside it: metrics.jsonl (a line an
+    evaluation), checkpoints/ (each a captioner too), features/ (the encoder's output for every photo, where the
+    encoder isn't trained), frequencies.bin (what CIDEr-D weighs words by) and run.json.
 
     Few photos are enough when starting from a captioner: an epoch then goes through them several times
     (`min_steps`), and words count from their first use (one use per 2,000 captions, at most `min_count`).
@@ -119,6 +122,7 @@ def train(
             "init": fingerprint(start),
             "encoder": fingerprint(encoder),
             "recipe": plan.values(),
+            "chosen_by": CHOSEN_BY,
         }
         folder = RunFolder(output)
         stack.enter_context(folder.alone())
@@ -178,17 +182,17 @@ def _run(job: Job) -> TrainResult:
     early = f" (stopped early: {progress.stale} evaluations without a better one)" if stopped else ""
     job.say(
         f"done after {job.trainer.step_count:,} steps{early}; {job.folder.path} is the captioner of step "
-        f"{progress.best_step:,}, validation BLEU-4 {progress.best_score:.3f}"
+        f"{progress.best_step:,}, validation {CHOSEN_BY} {progress.best_score:.3f}"
     )
     return result
 
 
 def _measure_start(job: Job, progress: Progress) -> None:
     """Evaluate the captioner as it came: a run never ends with one that is worse."""
-    score, loss = job.scores()
-    progress.best_step, progress.best_score, progress.best_loss = 0, score, loss
-    progress.rows.append({"step": 0, "epoch": 0.0, "val_bleu4": score, "val_teacher_forced_loss": loss, "best": True})
-    job.say(f"as it came: validation BLEU-4 {score:.3f}, teacher-forced loss {loss:.3f}")
+    found = job.validation()
+    progress.keep(0, found)
+    progress.rows.append({"step": 0, "epoch": 0.0, **_row(found), "best": True})
+    job.say(f"as it came: {_text(found)}")
     _save(job, progress, 0)
     job.folder.publish(0, card(job, progress))
 
@@ -223,10 +227,10 @@ def _loop(job: Job, progress: Progress) -> None:
 
 def _assess(job: Job, progress: Progress, report: StepReport, data_share: float, shown: Any) -> bool:
     """Evaluate, note it down, and say whether this is the best so far."""
-    score, loss = job.scores()
-    better = progress.better(score, loss)
+    found = job.validation()
+    better = progress.better(found)
     if better:
-        progress.best_step, progress.best_score, progress.best_loss, progress.stale = report.step, score, loss, 0
+        progress.keep(report.step, found)
     else:
         progress.stale += 1
     train_loss = progress.loss_sum / progress.loss_count
@@ -236,8 +240,7 @@ def _assess(job: Job, progress: Progress, report: StepReport, data_share: float,
             "step": report.step,
             "epoch": round(report.step / job.epoch, 3),
             "train_loss": train_loss,
-            "val_bleu4": score,
-            "val_teacher_forced_loss": loss,
+            **_row(found),
             "learning_rate": report.learning_rate,
             "data_share": round(data_share, 4),
             "best": better,
@@ -245,11 +248,22 @@ def _assess(job: Job, progress: Progress, report: StepReport, data_share: float,
     )
     shown.clear()
     job.say(
-        f"step {report.step:,} of {job.total:,}: train loss {train_loss:.3f}, validation BLEU-4 {score:.3f}, "
-        f"teacher-forced loss {loss:.3f}{' (best so far)' if better else ''}"
+        f"step {report.step:,} of {job.total:,}: train loss {train_loss:.3f}, {_text(found)}"
+        f"{' (best so far)' if better else ''}"
     )
     shown.refresh()
     return better
+
+
+def _row(found: Validation) -> dict[str, float]:
+    """What metrics.jsonl keeps of it."""
+    scores = found.scores
+    return {"val_cider_d": scores[CHOSEN_BY], "val_bleu4": scores["BLEU-4"], "val_teacher_forced_loss": found.loss}
+
+
+def _text(found: Validation) -> str:
+    scores = ", ".join(f"{metric} {found.scores[metric]:.3f}" for metric in (CHOSEN_BY, "BLEU-4"))
+    return f"validation {scores}, teacher-forced loss {found.loss:.3f}"
 
 
 def _save(job: Job, progress: Progress, step: int) -> None:

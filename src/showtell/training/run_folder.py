@@ -20,7 +20,8 @@ from ..errors import RunError
 __all__ = ["RunFolder"]
 
 _CAPTIONER_FILES = ("config.json", "tokenizer.json", "model.safetensors", "README.md")
-_OWN = ("run.json", "metrics.jsonl", "checkpoints", "features", *_CAPTIONER_FILES)
+_FREQUENCIES = "frequencies.bin"
+_OWN = ("run.json", "metrics.jsonl", "checkpoints", "features", _FREQUENCIES, *_CAPTIONER_FILES)
 _STEP = re.compile(r"step-(\d{8,})")
 _KEEP = 2
 _FORMAT = "showtell.run"
@@ -28,6 +29,8 @@ _FORMAT = "showtell.run"
 
 class RunFolder:
     """One training run on disk: `run.json`, `checkpoints/step-00000123/`, `metrics.jsonl`, and the best captioner.
+
+    Beside these, what a run would only compute again: `features/` and `frequencies.bin`.
 
     A checkpoint is a saved captioner with a `training.pt` that holds everything else needed to continue to the bit.
     Everything is written beside and renamed, so a run that is killed at any moment leaves whole files only.
@@ -37,6 +40,7 @@ class RunFolder:
         """Name the folder; nothing is made before `open`."""
         self.path = Path(path)
         self.features = self.path / "features"
+        self.frequencies = self.path / _FREQUENCIES
         self._checkpoints = self.path / "checkpoints"
         self._run: dict[str, Any] = {}
 
@@ -194,7 +198,7 @@ class RunFolder:
             self._remove(step)
         for unfinished in (journal.COMMIT, journal.NEW, journal.OLD):
             shutil.rmtree(self.path / unfinished, ignore_errors=True)
-        for name in (*_CAPTIONER_FILES, "metrics.jsonl", "run.json"):
+        for name in (*_CAPTIONER_FILES, "metrics.jsonl", _FREQUENCIES, "run.json"):
             (self.path / name).unlink(missing_ok=True)
 
 
