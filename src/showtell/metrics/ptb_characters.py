@@ -79,6 +79,16 @@ _SYMBOLS = """
 _SUPERSCRIPTS = "b2-b3 b9 2070 2074-2079"
 _SUBSCRIPTS = "2080-2089"
 
+_RANGES = (
+    (_LETTERS, LETTER),
+    (_MARKS, MARK),
+    (_DIGITS, DIGIT),
+    (_SYMBOLS, SYMBOL),
+    (_SUPERSCRIPTS, SUPERSCRIPT),
+    (_SUBSCRIPTS, SUBSCRIPT),
+    (_SPACES, SPACE),
+)
+
 _ODD = re.compile(r"[^\t -~]")
 
 
@@ -87,8 +97,7 @@ class _Kinds(dict[int, str]):
 
     def __missing__(self, point: int) -> str:
         if len(self) < 1000:
-            kinds = (_LETTERS, LETTER), (_MARKS, MARK), (_DIGITS, DIGIT), (_SYMBOLS, SYMBOL), (_SUPERSCRIPTS, SUPERSCRIPT)
-            for ranges, code in (*kinds, (_SUBSCRIPTS, SUBSCRIPT), (_SPACES, SPACE)):
+            for ranges, code in _RANGES:
                 for part in ranges.split():
                     first, _, last = part.partition("-")
                     for each in range(int(first, 16), int(last or first, 16) + 1):

@@ -63,9 +63,11 @@ _DOTTED = f"{_WORD}(?:[.!?]{_WORD})+"
 _PART = f"(?:[dDoOlL]{_QUOTE}[{_LD}])?[{_LD}]+"
 _THING = f"{_PART}(?:_{_PART})*"
 _PLAIN = f"[A-Za-z0-9{_SOFT}]+"
+_SOLID = "[A-Za-z0-9]+"
 _INITIALS = "[A-Za-z](?:[.][A-Za-z])+[.]"
 _COMPOUND = f"[A-Za-z0-9][A-Za-z0-9.,{_SOFT}]*(?:{_HYPHEN}(?:{_INITIALS}|{_PLAIN}))+"
-_SLASHED = f"{_PLAIN}(?:-[A-Za-z{_SOFT}]+){{0,2}}"
+_SLASHED = f"{_SOLID}(?:-[A-Za-z]+){{0,2}}"
+_INITIALS_AND = "[A-Z]+(?:(?:&(?i:amp);|[+&])[A-Z]+)+"
 
 _WORDS = [
     *(_rule(word[0] + word[0].upper(), f"({word[:n]}){word[n:]}", cased=False) for word, n in CONTRACTIONS.items()),
@@ -75,8 +77,9 @@ _WORDS = [
     _rule(_THINGS, f"({_THING}(?:{_HYPHEN}{_THING})+)"),
     _rule(_LETTERS + _FIGURES, f"({_COMPOUND})", far=True),
     _rule("pPaA", "((?:pro|anti)-)", cased=False),
-    _rule(_LETTERS + _FIGURES + _SOFT, f"({_SLASHED}(?:\\\\?/{_SLASHED}){{1,2}})"),
-    _rule(_LETTERS, "([A-Z]+(?:(?:[+&]|&(?i:amp);)[A-Z]+)+)"),
+    _rule(_LETTERS + _FIGURES, f"({_SLASHED}(?:\\\\?/{_SLASHED}){{1,2}})"),
+    _rule(_LETTERS, f"({_INITIALS_AND})", "initials"),
+    _rule(_LETTERS, f"({_INITIALS_AND}[.])[,:;\u3001]", "initials"),
     _rule("cCfF", r"([CcFf]#|[Cc]\+\+)"),
 ]
 
@@ -101,14 +104,24 @@ _APOSTROPHES = [
     _rule("yY", f"([yY]{_APOS})[{_LM}]"),
 ]
 
+# Markup --------------------------------------------------------------------------------------------------------------
+
+_TAG = "[A-Za-z][A-Za-z0-9_:.-]*"
+_BLANK = "[ \\t\\n]"
+_MARKUP = (
+    f"<{_TAG}(?:{_BLANK}+{_TAG}(?:{_BLANK}*={_BLANK}*(?:'[^']*'|\"[^\"]*\"))?)*{_BLANK}*/?{_BLANK}*>",
+    f"</{_TAG}{_BLANK}*>",
+    "<[!?][A-Za-z-][^>]*>",
+)
+
 # Full stops ----------------------------------------------------------------------------------------------------------
 
-_STARTER = _either(f"{word[0]}(?i:{word[1:]})" if word[1:] else word for word in STARTERS)
+_STARTER = _either(f"{word[0]}(?i:{re.escape(word[1:])})" for word in STARTERS)
 _STOPS = [
     _rule(_NAMES, f"({_DOTTED})"),
     _rule(_LETTERS, "([A-Za-z](?:[.][A-Za-z])+[.]?)"),
     _rule(_LETTERS, "([A-Za-z][.])"),
-    _rule(_LETTERS, f"([A-Za-z])[.]{_GAP}+(?:{_STARTER}){_END}"),
+    _rule(_LETTERS, f"([A-Za-z])[.]{_GAP}+(?:{_STARTER}|{'|'.join(_MARKUP)}){_END}", far=True),
     _rule("pPeE", "(ph[.]d[.]|ed[.]d[.])(?:[^.][^.])?", cased=False),
     _rule(_LETTERS, "([A-Za-z]+[.])[^.]?", "abbreviation"),
     _rule(_LETTERS, f"([A-Za-z]+[.]){_GAP}?[0-9]", "figure"),
@@ -116,9 +129,10 @@ _STOPS = [
     _rule(_LETTERS + _FIGURES, f"({_COMPOUND}[.])[,:;\u3001]", far=True),
     _rule(_NAMES, f"({_DOTTED}[.])[,:;\u3001]"),
     _rule(
-        _THINGS,
-        f"([{_LD}]+(?:[.][{_LD}]+)*[.](?:bat|bmp|c|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php"
+        _THINGS + _SOFT,
+        f"([{_LD}{_SOFT}]+(?:[.][{_LD}{_SOFT}]+)*[.](?:bat|bmp|c|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php"
         f"|pl|png|ppt|ps|py|sql|tar|txt|wav|x|xml|zip))(?:{_END}|[.?!,])",
+        "as-is",
         cased=False,
     ),
 ]
@@ -131,7 +145,8 @@ _NUMBERS = [
     _rule(_FIGURES, r"((?:[0-9]{1,4}[- \xa0])?[0-9]{1,4}(?:\\?/|" + "\u2044)[0-9]{1,4})", "spaced"),
     _rule(
         _FIGURES + "+(",
-        r"((?:\([0-9]{2,3}\)[ \xa0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])[0-9]{3,4}[- \xa0]?[0-9]{3,5})",
+        r"((?:\([0-9]{2,3}\)[ \xa0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])"
+        r"[0-9]{3,4}[- \xa0]?[0-9]{3,5})",
         "spaced",
     ),
     _rule(_FIGURES, r"([0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4})"),
@@ -141,39 +156,32 @@ _NUMBERS = [
 
 # Addresses and markup ------------------------------------------------------------------------------------------------
 
-_PATH = "[^\\t\\n \"<>|()]"
-_PATH_END = "[^\\t\\n \"<>|().!?,{}-]"
-_HOST = "[^\\t\\n \"<>|(){}]"
-_MAIL = "[^\\t\\n \xa0\"<>|(){}]"
-_MAIL_PART = "[^\\t\\n \xa0\"<>|(){}.]"
+_PATH = '[^\\t\\n "<>|()]'
+_PATH_END = '[^\\t\\n "<>|().!?,{}-]'
+_HOST = '[^\\t\\n "<>|(){}]'
+_MAIL = '[^\\t\\n \xa0"<>|(){}]'
+_MAIL_PART = '[^\\t\\n \xa0"<>|(){}.]'
 _LABEL = "[^\\t\\n !\"$'(),-`{|}]"
-_TAG = "[A-Za-z][A-Za-z0-9_:.-]*"
-_BLANK = "[ \\t\\n]"
 _ADDRESSES = [
-    _rule("hH", f"(https?://{_HOST}+{_PATH_END})", cased=False, far=True),
+    _rule("hH", f"(https?://{_HOST}+{_PATH_END})", "as-is", cased=False, far=True),
     _rule(
         "wW",
-        f"(www[.](?:[^\\t\\n \"<>|(){{}},.]+[.])+[a-z]{{2,4}}(?:/{_HOST}+{_PATH_END})?)",
+        f'(www[.](?:[^\\t\\n "<>|(){{}},.]+[.])+[a-z]{{2,4}}(?:/{_HOST}+{_PATH_END})?)',
+        "as-is",
         cased=False,
         far=True,
     ),
-    _rule("", f"((?:{_LABEL}+[.])+(?i:com|net|org|edu)(?:/{_PATH}+{_PATH_END})?)", far=True),
+    _rule("", f"((?:{_LABEL}+[.])+(?i:com|net|org|edu)(?:/{_PATH}+{_PATH_END})?)", "as-is", far=True),
     _rule(
         _LETTERS + _FIGURES + "<&",
         f"((?:<|&lt;)?[A-Za-z0-9]{_MAIL}*@(?:{_MAIL_PART}+[.])*{_MAIL_PART}+(?:>|&gt;)?)",
+        "as-is",
         cased=False,
         far=True,
     ),
     _rule("@", "(@[A-Za-z_][A-Za-z0-9_]*)"),
-    _rule("#", f"(#[{_LM}]+)"),
-    _rule(
-        "<",
-        f"(<{_TAG}(?:{_BLANK}+{_TAG}(?:{_BLANK}*={_BLANK}*(?:'[^']*'|\"[^\"]*\"))?)*{_BLANK}*/?{_BLANK}*>)",
-        "spaced",
-        far=True,
-    ),
-    _rule("<", f"(</{_TAG}{_BLANK}*>)", "spaced", far=True),
-    _rule("<", "(<[!?][A-Za-z-][^>]*>)", "spaced", far=True),
+    _rule("#", f"(#[{_LM}]+)", "as-is"),
+    *(_rule("<", f"({tag})", "spaced", far=True) for tag in _MARKUP),
     _rule("&", "(&(?:amp|lt|gt|quot|apos|nbsp|mdash|ndash|md);)", "entity", cased=False),
     _rule("&", "(&(?:HT|LR|QC|QL|QR|TL|UR|cdq|odq|[aeiou]uml);)", cased=False),
     _rule("&", "(&#[0-9]+;)"),
@@ -201,8 +209,10 @@ _MARKS = [
         "([`\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\xab\xbb\x91\x92\x93\x94]{1,2})",
         "quotes",
     ),
-    _rule(SUPERSCRIPT + "\u207a\u207b", f"([\u207a\u207b]?{SUPERSCRIPT}+)"),
-    _rule(SUBSCRIPT + "\u208a\u208b", f"([\u208a\u208b]?{SUBSCRIPT}+)"),
+    _rule(
+        SUPERSCRIPT + SUBSCRIPT + "\u207a\u207b\u208a\u208b",
+        f"([\u207a\u207b\u208a\u208b]?(?:{SUPERSCRIPT}+|{SUBSCRIPT}+))",
+    ),
     _rule("()[]{}", r"([()\[\]{}])", "bracket"),
     _rule(
         "!\"#$%&'*+,-./:;<=>?@\\^_|~"

@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from typing import NamedTuple
 
-from .ptb_characters import MARK, shape
-from .ptb_rules import REACH, RULES
-from .ptb_words import abbreviation, keeps_stop_before_figure
+from .ptb_characters import shape
+from .ptb_rules import REACH, RULES, Rule
+from .ptb_words import CONTRACTIONS, abbreviation, keeps_stop_before_figure
 
 __all__ = ["scan"]
+
+# Words of ASCII letters between spaces are tokens whatever comes next, so a run of them needs no rules; most captions
+# are such a run, and one last word with a full stop.
+_RUN = re.compile(r"(?: *[A-Za-z]+(?:-[A-Za-z]+)*(?:(?<=[a-z][a-z])'s)?(?:,?(?= |\n)| +[.,](?= |\n)))+ *")
+_LAST = re.compile(r"([A-Za-z][A-Za-z]+)[.] *\n")
 
 _SINGLE = {
     '"': "''", "\u201c": "``", "\u201d": "''", "\x93": "``", "\x94": "''", "\xab": "``", "\xbb": "''",
@@ -18,64 +24,105 @@ _SINGLE = {
     "\x96": "--", "\x97": "--", "\u2013": "--", "\u2014": "--", "\u2015": "--", "\x85": "...", "\u2026": "...",
     "\x80": "$", "\xa4": "$", "\u20a0": "$", "\u20ac": "$", "\xa2": "cents", "\xa3": "#",
     "\xbc": "1/4", "\xbd": "1/2", "\xbe": "3/4", "\u2153": "1/3", "\u2154": "2/3", "\xad": "-",
-}
-_ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": "''", "apos": "'", "nbsp": "", "mdash": "--", "ndash": "--", "md": "--"}
+}  # fmt: skip
+_ENTITIES = {
+    "amp": "&", "lt": "<", "gt": ">", "quot": "''", "apos": "'", "nbsp": "", "mdash": "--", "ndash": "--", "md": "--"
+}  # fmt: skip
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-_CLITIC = str.maketrans({"\u2019": "'", "\x92": "'", "\u2018": "`", "\x91": "`", "\u201b": "`"})
-_APOS = re.compile("&apos;", re.I)
+_APOSTROPHES = str.maketrans({"\u2019": "'", "\x92": "'", "\u2018": "`", "\x91": "`", "\u201b": "`"})
+_APOSTROPHE = re.compile("&apos;", re.IGNORECASE)
 
-
-def _word(t):
-    if len(t) == 1:
-        return _SINGLE.get(t, t)
-    t = t.replace("\xad", "")
-    return t
-
-def _spaced(t):
-    return t.replace(" ", "\xa0").replace("(", "-LRB-").replace(")", "-RRB-")
-
-_MAKE = {
-    "word": _word,
-    "figure": _word,
-    "abbreviation": _word,
-    "clitic": lambda t: _APOS.sub("'", t).translate(_CLITIC),
-    "spaced": _spaced,
-    "entity": lambda t: _ENTITIES[t[1:-1].lower()],
-    "dash": lambda t: "--",
-    "ellipsis": lambda t: "...",
-    "quotes": lambda t: "".join(_SINGLE.get(c, c) for c in t),
-    "bracket": lambda t: _BRACKETS[t],
+# What a rule's text becomes, by the rule's `makes`.
+_MAKE: dict[str, Callable[[str], str]] = {
+    "word": lambda text: _SINGLE.get(text, text) if len(text) == 1 else text.replace("\xad", ""),
+    "as-is": lambda text: text,
+    "initials": lambda text: text.replace("&AMP;", "&").replace("&amp;", "&"),
+    "clitic": lambda text: _APOSTROPHE.sub("'", text).translate(_APOSTROPHES),
+    "spaced": lambda text: text.replace(" ", "\xa0").replace("(", "-lrb-").replace(")", "-rrb-"),
+    "entity": lambda text: _ENTITIES[text[1:-1].lower()],
+    "dash": lambda _: "--",
+    "ellipsis": lambda _: "...",
+    "quotes": lambda text: "".join(_SINGLE.get(char, char) for char in text),
+    "bracket": lambda text: _BRACKETS[text],
 }
-_ANY = [r for r in RULES if not r.starts]
-_BY_START = defaultdict(list)
-for r in RULES:
-    for c in r.starts or (set("".join(q.starts for q in RULES)) | set(map(chr,range(1,127)))):
-        if c not in "\n \t":
-            _BY_START[c].append((r.pattern.match, r.makes, r.far))
+
+
+class _Token(NamedTuple):
+    end: int
+    makes: str
+
+
+def _rules_by_start() -> dict[str, list[Rule]]:
+    """The rules that can match at a character, in their order."""
+    table: dict[str, list[Rule]] = defaultdict(list)
+    every = {*map(chr, range(1, 0x7F)), *"".join(rule.starts for rule in RULES)} - {" ", "\t", "\n"}
+    for rule in RULES:
+        for char in set(rule.starts) or every:
+            table[char].append(rule)
+    return dict(table)
+
+
+_RULES = _rules_by_start()
+
 
 def scan(text: str) -> list[str]:
+    """The tokens of one line, in small letters, punctuation included.
+
+    Example:
+        >>> scan("He can't. It's a St. Bernard, 5 ft. (1.5 m) tall!")[:9]
+        ['he', 'ca', "n't", '.', 'it', "'s", 'a', 'st.', 'bernard']
+
+    `text` has no line breaks. Never raises. Takes time proportional to the length.
+    """
     line = shape(text) + "\n"
-    out = []
-    i, n = 0, len(line)-1
-    while i < n:
-        best = 0
-        for match, makes, far in _BY_START.get(line[i], ()):
-            m = match(line, i, i + REACH) if far else match(line, i)
-            if m is None: continue
-            sees = m.end() - i
-            if makes == "abbreviation":
-                k = abbreviation(m.group(1)[:-1])
-                if k is None: continue
-                e = m.end(1)
-                sees = e - i
-                if k == "closing": sees = min(sees + 2, n + 1 - i)
-            elif makes == "figure":
-                if not keeps_stop_before_figure(m.group(1)[:-1]): continue
-            if sees > best:
-                best, end, make = sees, m.end(1), makes
-        if not best:
-            i += 1; continue
-        t = _MAKE[make](text[i:end]).lower()
-        i = end
-        if t: out.append(t)
-    return out
+    tokens: list[str] = []
+    place, end = 0, len(line) - 1
+    while place < end:
+        if run := _RUN.match(line, place):
+            tokens += _words(run.group())
+            place = run.end()
+            last = _LAST.match(line, place)
+            if last and abbreviation(last[1]) is None:
+                tokens += *_words(last[1]), "."
+                break
+            if place >= end:
+                break
+        found = _furthest(line, place)
+        if found is None:
+            place += 1
+            continue
+        token = _MAKE[found.makes](text[place : found.end]).lower()
+        if token:
+            tokens.append(token)
+        place = found.end
+    if tokens:  # the official tokeniser's reader strips the line, be the space inside the last token
+        tokens[-1] = tokens[-1].rstrip()
+    return tokens
+
+
+def _words(run: str) -> list[str]:
+    words = run.lower().replace(",", " , ").split()
+    if not CONTRACTIONS.keys().isdisjoint(words):
+        halves = ((word[: CONTRACTIONS.get(word)], word[CONTRACTIONS.get(word, len(word)) :]) for word in words)
+        words = [part for both in halves for part in both if part]
+    return " ".join(words).replace("'s", " 's").split() if "'" in run else words
+
+
+def _furthest(line: str, place: int) -> _Token | None:
+    """The token that begins here, if one does."""
+    furthest, token = 0, None
+    for rule in _RULES.get(line[place], ()):
+        match = rule.pattern.match(line, place, place + REACH) if rule.far else rule.pattern.match(line, place)
+        if match is None:
+            continue
+        sees = match.end()
+        if rule.makes == "abbreviation":
+            kind = abbreviation(match[1][:-1])
+            if kind is None:
+                continue
+            sees = min(match.end(1) + 2, len(line)) if kind == "closing" else match.end(1)
+        elif rule.makes == "figure" and not keeps_stop_before_figure(match[1][:-1]):
+            continue
+        if sees > furthest:
+            furthest, token = sees, _Token(match.end(1), rule.makes if rule.makes in _MAKE else "word")
+    return token

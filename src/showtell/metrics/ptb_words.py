@@ -8,33 +8,38 @@ from __future__ import annotations
 
 __all__ = ["CONTRACTIONS", "STARTERS", "abbreviation", "keeps_stop_before_figure"]
 
+
+def _words(listed: str) -> frozenset[str]:
+    return frozenset(listed.split())
+
+
 # Two tokens each: can not, gon na ...
 CONTRACTIONS = {"cannot": 3, "gimme": 3, "gonna": 3, "gotta": 3, "lemme": 3, "wanna": 3}
 
 # After one letter and a full stop these open a new sentence, so that the full stop isn't the letter's.
-STARTERS = (
-    "A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once "
-    "One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You"
-).split()
+STARTERS = _words(
+    "A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Mr. Ms. Now "
+    "Once One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You"
+)
 
 # These may end a sentence: whatever two characters follow, the full stop stays with them.
-_CLOSING = frozenset(
+_CLOSING = _words(
     "al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq est etc ext feb fla fri "
     "ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc rd rt "
-    "sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo".split()
+    "sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo"
 )
 # The same, but ordinary words in small letters: "miss.", "la.", "ill.".
-_CLOSING_CAPITAL = frozenset("ark az del ill la mass miss ore pa tex wash".split())
+_CLOSING_CAPITAL = _words("ark az del ill la mass miss ore pa tex wash")
 # And these have no form in capitals.
-_CLOSING_SMALL = frozenset("pte ptes pty ptys ppte pptes ppty pptys".split())
+_CLOSING_SMALL = _words("pte ptes pty ptys ppte pptes ppty pptys")
 
 # Titles and the like, which another word follows.
-_LEADING = frozenset(
+_LEADING = _words(
     "adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen "
     "gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep "
-    "reps rev sen sens sfc sgt spc st ste supt supts treas vs wm".split()
+    "reps rev sen sens sfc sgt spc st ste supt supts treas vs wm"
 )
-_BEFORE_FIGURE = frozenset("art ca fig figs no nos op pp prop".split())
+_BEFORE_FIGURE = _words("art ca fig figs no nos op pp prop")
 
 
 def abbreviation(word: str) -> str | None:
