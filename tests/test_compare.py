@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -88,7 +89,8 @@ def test_the_interval_of_a_difference_is_that_of_the_paired_bootstrap_by_hand() 
 def test_more_photos_than_fit_into_one_piece_give_what_one_piece_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = result("a", 20), result("b", 20)
     whole = compare(a, b, samples=130)
-    monkeypatch.setattr("showtell.evaluation.compare._FEW", 700)
+    module = import_module("showtell.evaluation.compare")  # the package's attribute of that name is the function
+    monkeypatch.setattr(module, "_FEW", 700)
     in_pieces = compare(a, b, samples=130)
     for one, other in zip(whole.differences, in_pieces.differences, strict=True):
         assert ends(one.interval) == pytest.approx(ends(other.interval), abs=1e-12)

@@ -83,7 +83,7 @@ class Evaluation:
         return tuple(photo.caption for photo in self.photos)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything as one JSON file, atomically; `Evaluation.load` and `showtell evaluate --compare` read it."""
+        """Write everything as one JSON file, atomically; `Evaluation.load` and `evaluate --compare` read it."""
         each = self.scores.each
         value = {
             "format": FORMAT,

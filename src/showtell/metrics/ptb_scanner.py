@@ -15,7 +15,8 @@ __all__ = ["scan"]
 
 # Words of ASCII letters between spaces are tokens whatever comes next, so a run of them needs no rules; most captions
 # are such a run, and one last word with a full stop.
-_RUN = re.compile(r"(?: *[A-Za-z]+(?:-[A-Za-z]+)*(?:(?<=[a-z][a-z])'s)?(?:,?(?= |\n)| +[.,](?= |\n)))+ *")
+_RUN = re.compile(r"(?:[A-Za-z]+(?:-[A-Za-z]+)*(?:(?<=[a-z][a-z])'s)?(?:,?(?=[ \n])| +[.,](?=[ \n])) *)+")
+_SPACES = re.compile(" +")
 _LAST = re.compile(r"([A-Za-z][A-Za-z]+)[.] *\n")
 
 _SINGLE = {
@@ -78,6 +79,8 @@ def scan(text: str) -> list[str]:
     tokens: list[str] = []
     place, end = 0, len(line) - 1
     while place < end:
+        if spaces := _SPACES.match(line, place):
+            place = spaces.end()
         if run := _RUN.match(line, place):
             tokens += _words(run.group())
             place = run.end()
