@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import sys
 from collections.abc import Sequence
@@ -132,7 +133,7 @@ def _say(text: str) -> None:
 
 
 def _is_result(head: bytes) -> bool:
-    return head.lstrip()[:1] == b"{" and f'"{FORMAT}"'.encode() in head
+    return head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{" and f'"{FORMAT}"'.encode() in head
 
 
 def _is_report(head: bytes) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..data.gather import is_file
 from ..data.records import listed
+from ..data.tables import looks_like_photo
 from ..errors import DataError, NotFoundError
 from .predictions import Prediction, Predictions
 from .references import ReferencePhoto, References
@@ -52,7 +54,8 @@ def match_predictions(
 
     One way of matching is used for the whole file, the one that fits the most photos; of several as good, the first
     of these: the same id; another name that the references have for the photo, such as the number of a COCO image; a
-    prediction's path that ends with the reference's id; the same file name, where no other photo has it.
+    prediction's path that ends with the reference's id; the same file name, where no other photo has it; the same but
+    for the ending ("dog" and "dog.jpg"), likewise.
 
     Args:
         predictions: what `read_predictions` gave.
@@ -94,8 +97,9 @@ def match_predictions(
             left_out.without_reference.append(f"{photo.id!r:.120}")
         else:
             both.append((photo, prediction))
-    what = f"{predictions.file} is matched with {references} by {how}"
-    notes = [f"{len(taken):,} photo{'s' * (len(taken) != 1)} of {what}"]
+    counted = "1 photo" if len(taken) == 1 else f"{len(taken):,} photos"
+    matched = f"{'is' if len(taken) == 1 else 'are'} matched with {references} by {how}"
+    notes = [f"{counted} of {predictions.file} {matched}"]
     lines = left_out.lines()
     if lines and (not partial or not both):
         way_out = "" if not both else f", or score the {len(both):,} that have both with --partial (partial=True)"
@@ -169,10 +173,24 @@ def _ways(predictions: Predictions, photos: Sequence[ReferencePhoto]) -> Iterato
         return next((ids[end] for n in range(1, len(parts)) if (end := "/".join(parts[n:])) in ids), None)
 
     yield "the end of its path" if len(predictions.rows) == 1 else "the end of their paths", end
-    names = {_parts(photo.id)[-1]: i for i, photo in enumerate(photos)}
-    made = Counter(_parts(row.id)[-1] for row in predictions.rows)
-    if len(names) == len(photos) and max(made.values(), default=0) <= 1:
-        yield "file name", lambda path: names.get(_parts(path)[-1])
+    for how, name in (("file name", _name), ("file name without its ending", _stem)):
+        names = {name(photo.id): i for i, photo in enumerate(photos)}
+        made = Counter(name(row.id) for row in predictions.rows)
+        if len(names) == len(photos) and max(made.values(), default=0) <= 1:
+            yield how, _through(name, names)
+
+
+def _through(name: Callable[[str], str], places: Mapping[str, int]) -> _Find:
+    return lambda path: places.get(name(path))
+
+
+def _name(path: str) -> str:
+    return _parts(path)[-1]
+
+
+def _stem(path: str) -> str:
+    name = _name(path)
+    return posixpath.splitext(name)[0] if looks_like_photo(name) else name
 
 
 def _parts(path: str) -> tuple[str, ...]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from .. import journal
 from ..errors import ArgumentError, FormatError, NotFoundError
-from ..metrics import METRICS, Scores, score_captions
+from ..metrics import METRICS, TOKENIZER, Scores, ptb_tokenize, score_captions
 from ..metrics.diversity import Health, caption_health
 from ..metrics.frequencies import DocumentFrequencies
 from ..strict_json import parse_object
+from ..version import __version__
 from .signature import Signature
 
 __all__ = ["FORMAT", "Evaluation", "ScoredPhoto", "check_ids", "score_predictions"]
@@ -24,6 +27,9 @@ __all__ = ["FORMAT", "Evaluation", "ScoredPhoto", "check_ids", "score_prediction
 FORMAT = "showtell.evaluation"
 _VERSION = 1
 _LIMIT = 1_000_000_000  # bytes; 40,000 photos with 5 references are about 30 MB
+_MOST = {"CIDEr-D": 10.0, "CIDEr": 10.0} | dict.fromkeys((*METRICS[:5], "METEOR", "SPICE"), 1.0)
+_MEANS = ("ROUGE-L", "CIDEr-D", "CIDEr", "SPICE")  # their corpus value is the mean of the photos' values
+_NEAR = 1e-6  # by which a score may be off where another machine added it up
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,11 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Evaluation:
-        """Read what `save` wrote; raises NotFoundError, and FormatError for anything else."""
+        """Read what `save` wrote; raises NotFoundError, and FormatError for anything else.
+
+        The scores are checked: those of this version of showtell are computed again from the captions, in others each
+        must be possible and the mean of the photos' where it is one.
+        """
         source = Path(path)
         if not source.is_file():
             raise NotFoundError(f"there is no file {source}")
@@ -112,7 +122,8 @@ class Evaluation:
             data = source.read_bytes()
         except OSError as error:
             raise NotFoundError(f"{source} can't be read: {error.strerror}") from error
-        value = parse_object(data, str(source), limit=_LIMIT)
+        # Some editors begin a file with a mark that JSON doesn't allow.
+        value = parse_object(data.removeprefix(codecs.BOM_UTF8), str(source), limit=_LIMIT)
         if value.get("format") != FORMAT:
             raise FormatError(f"{source} is no saved evaluation; `showtell evaluate --output F` writes one")
         if value.get("format_version") != _VERSION:
@@ -162,13 +173,21 @@ def score_predictions(
     captions = [photo.caption for photo in photos]
     scores = score_captions(captions, [p.references for p in photos], metrics=metrics, frequencies=frequencies)
     pairs = [(photo.id, photo.references) for photo in photos]
+    weights = "own" if frequencies is None or not {"CIDEr-D", "CIDEr"} & set(metrics) else _weights(pairs, frequencies)
     return Evaluation(
         name,
         tuple(photos),
         scores,
         caption_health(captions, training=training),
-        Signature.of(pairs, metrics=metrics, search=search),
+        Signature.of(pairs, metrics=metrics, search=search, frequencies=weights),
     )
+
+
+def _weights(pairs: Sequence[tuple[str, Sequence[str]]], frequencies: DocumentFrequencies) -> str:
+    """What a signature calls document frequencies; those of the references themselves, counted before, are "own"."""
+    own = [[" ".join(ptb_tokenize(text)).split() for text in references] for _, references in pairs]
+    given = frequencies.digest
+    return "own" if given == DocumentFrequencies.of(own).digest else given
 
 
 def check_ids(ids: Sequence[str]) -> None:
@@ -199,7 +218,36 @@ def _from_json(value: dict[str, Any]) -> Evaluation:
     by_photo = {metric: tuple(scores[metric] for scores in each) for metric in metrics}
     if not isinstance(value["name"], str):
         raise ValueError("the name is no text")
-    return Evaluation(value["name"], tuple(photos), Scores(corpus, by_photo), Health(**health), signature)
+    found = Evaluation(value["name"], tuple(photos), Scores(corpus, by_photo), Health(**health), signature)
+    _check_scores(found)
+    return found
+
+
+def _check_scores(found: Evaluation) -> None:
+    """Raise ValueError for scores that aren't those of the captions: a file may have been edited."""
+    corpus, each = found.scores.corpus, found.scores.each
+    wrong = "were changed: {} isn't that of the captions".format
+    for metric in corpus:
+        values = (corpus[metric], *each[metric])
+        if not all(-_NEAR <= value <= _MOST.get(metric, math.inf) + _NEAR for value in values):
+            raise ValueError(f"the scores {wrong(metric)}")
+        if metric in _MEANS and abs(math.fsum(each[metric]) / len(each[metric]) - corpus[metric]) > _NEAR:
+            raise ValueError(f"the scores {wrong(metric)}")
+    signature = found.signature
+    if (signature.version, signature.tokenizer) != (__version__, TOKENIZER):
+        return
+    health = caption_health(found.captions)
+    if replace(found.health, novelty=None) != health:
+        raise ValueError(f"the facts {wrong('their health')}")
+    # Others' frequencies aren't at hand, and Java's programs are too slow.
+    known = [m for m in corpus if m in METRICS and (signature.frequencies == "own" or "CIDEr" not in m)]
+    if not known:
+        return
+    again = score_captions(found.captions, [photo.references for photo in found.photos], metrics=known)
+    for metric in known:
+        pairs = zip((corpus[metric], *each[metric]), (again.corpus[metric], *again.each[metric]), strict=True)
+        if any(abs(a - b) > _NEAR for a, b in pairs):
+            raise ValueError(f"the scores {wrong(metric)}")
 
 
 def _scores(value: Any, metrics: Sequence[str]) -> dict[str, float]:

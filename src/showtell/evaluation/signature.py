@@ -14,6 +14,7 @@ from ..version import __version__
 
 __all__ = ["Signature"]
 
+_SHOWN = 200  # characters of a field in a message
 _BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 
 
@@ -30,7 +31,8 @@ class Signature:
         'metrics:BLEU-4+CIDEr-D'
 
     metrics: the set that was computed. tokenizer: its version. references: how many a photo, "5" or "3-6". images: how
-    many. search: how captions were found, "given" for predictions of unknown origin. version: of showtell. data: 12
+    many. frequencies: what CIDEr weighed words by: "own", the references that were scored against, as tables have it,
+    or 12 digits of others (`DocumentFrequencies.digest`). search: how captions were found, "given" for predictions of unknown origin. version: of showtell. data: 12
     hexadecimal digits over the photos' ids and references, whatever their order.
     """
 
@@ -38,12 +40,20 @@ class Signature:
     tokenizer: str
     references: str
     images: int
+    frequencies: str
     search: str
     version: str
     data: str
 
     @classmethod
-    def of(cls, photos: Iterable[tuple[str, Sequence[str]]], *, metrics: Sequence[str], search: str) -> Signature:
+    def of(
+        cls,
+        photos: Iterable[tuple[str, Sequence[str]]],
+        *,
+        metrics: Sequence[str],
+        search: str,
+        frequencies: str = "own",
+    ) -> Signature:
         """The signature of scores over (id, references) pairs, computed by this version of showtell."""
         pairs = sorted((identity, list(references)) for identity, references in photos)
         counts = {len(references) for _, references in pairs}
@@ -54,16 +64,17 @@ class Signature:
             tokenizer=TOKENIZER,
             references=f"{low}" if low == high else f"{low}-{high}",
             images=len(pairs),
+            frequencies=frequencies,
             search=search,
             version=__version__,
             data=digest.hexdigest()[:12],
         )
 
     def __str__(self) -> str:
-        """One line, the parts apart by "|"; it belongs beside every published number."""
+        """One line, the parts apart by "|", frequencies "own" left out; it belongs beside every published number."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         parts["metrics"] = "+".join(self.metrics).replace("+".join(_BLEU), "BLEU-1..4")
-        return "|".join(f"{name}:{value}" for name, value in parts.items())
+        return "|".join(f"{name}:{value}" for name, value in parts.items() if (name, value) != ("frequencies", "own"))
 
     def differences(self, other: Signature) -> tuple[str, ...]:
         """What isn't the same, such as "search: beam:3 against greedy"; empty where scores are comparable."""
@@ -93,4 +104,6 @@ class Signature:
 
 
 def _text(value: Any) -> str:
-    return "+".join(value) if isinstance(value, tuple) else str(value)
+    """A field for a message: what a file says may be long, and mustn't command a terminal."""
+    shown = "+".join(value) if isinstance(value, tuple) else str(value)
+    return shown if shown.isprintable() and len(shown) <= _SHOWN else f"{shown!r:.{_SHOWN}}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -85,6 +86,29 @@ class DocumentFrequencies:
         except TypeError as error:
             raise ArgumentError(f"{ngram!r:.100} holds a token that can't be hashed; use words or numbers") from error
         return int(self.counts[len(ngram) - 1][number - 1])
+
+    @cached_property
+    def digest(self) -> str:
+        """12 hexadecimal digits that other n-grams, other counts or another number of photos change, and order doesn't.
+
+        Example:
+            >>> one, two = [["a", "dog"]], [["a", "cat"]]
+            >>> DocumentFrequencies.of([one, two]).digest == DocumentFrequencies.of([two, one]).digest
+            True
+        """
+        tokens = [int(t) if isinstance(t, np.integer) else t for t in self.vocabulary]
+        names = [f"{type(token).__name__} {token!r}" for token in tokens]
+        order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+        found = hashlib.sha256(json.dumps([self.images, sorted(names)]).encode())
+        words = numbers = _ranks(order)
+        found.update(self.counts[0][order].tobytes())
+        for keys, counts in zip(self.keys, self.counts[1:], strict=True):
+            before, last = np.divmod(keys, self._base)
+            keys = numbers[before - 1] * self._base + words[last - 1]
+            order = np.argsort(keys)
+            found.update(keys[order].tobytes() + counts[order].tobytes())
+            numbers = _ranks(order)
+        return found.hexdigest()[:12]
 
     def squared_weights(self, ids: Ints) -> Iterator[Floats]:
         """For n = 1..4, (P,): (ln N - ln max(1, df))^2 of the n-gram that begins at each place of `Encoded.ids`.
@@ -205,6 +229,13 @@ class DocumentFrequencies:
             if (counts > shorter[prefix - 1]).any():
                 return "an n-gram is counted more often than its beginning"
         return None
+
+
+def _ranks(order: Ints) -> Ints:
+    """The place of each in an order, from 1."""
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(1, len(order) + 1)
+    return ranks
 
 
 def _photos_each(numbers: Ints, owners: Ints) -> Ints:

@@ -13,7 +13,6 @@ TOKENIZER = "ptb-1"
 """Which tokeniser scores come from; it changes when any caption's tokens do."""
 
 _BREAKS = re.compile("[\n\r\x0b\x0c\u2028\u2029]")
-_REMOVED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", ""])
 
 
 def ptb_tokenize(caption: str) -> list[str]:
@@ -33,4 +32,4 @@ def ptb_tokenize(caption: str) -> list[str]:
     """
     if not isinstance(caption, str):
         raise ArgumentError(f"a caption to split into words is a string, not a {type(caption).__name__}")
-    return [token for token in scan(_BREAKS.sub(" ", caption)) if token not in _REMOVED]
+    return scan(caption if caption.isprintable() else _BREAKS.sub(" ", caption))

@@ -6,8 +6,6 @@ They were observed: the official tokeniser saw each character of the Basic Multi
 
 from __future__ import annotations
 
-import re
-
 __all__ = ["DIGIT", "LETTER", "MARK", "SPACE", "SUBSCRIPT", "SUPERSCRIPT", "SYMBOL", "UNKNOWN", "shape"]
 
 # One code stands for all characters of a kind, which keeps the patterns small. ASCII stands for itself, and so does
@@ -89,8 +87,6 @@ _RANGES = (
     (_SPACES, SPACE),
 )
 
-_ODD = re.compile(r"[^\t -~]")
-
 
 class _Kinds(dict[int, str]):
     """Code point -> code, for str.translate; the ranges are spread out at the first character that isn't ASCII."""
@@ -120,4 +116,4 @@ def shape(text: str) -> str:
     Printable ASCII, the tab and the characters that a rule names stay as they are. Never raises, lone surrogates
     included.
     """
-    return text.translate(_KINDS) if _ODD.search(text) else text
+    return text if text.isascii() and text.isprintable() else text.translate(_KINDS)
