@@ -21,7 +21,7 @@ from showtell.captioner import Captioner
 from showtell.data import Batch, Record
 from showtell.errors import ArgumentError, FormatError, MissingPackageError, NotFoundError, RunError, ShowtellError
 from showtell.evaluation import Evaluation, ScoredPhoto, Signature, evaluate, score_predictions, teacher_forced_loss
-from showtell.metrics import METRICS, DocumentFrequencies, score_captions
+from showtell.metrics import METRICS, DocumentFrequencies, ptb_tokenize, score_captions
 from showtell.protocols import Features
 from showtell.search import Greedy
 from showtell.testing import tiny_captioner
@@ -374,7 +374,10 @@ def test_differences_name_each_field_with_both_values() -> None:
         ({"tokenizer": "ptb-2"}, "tokenizer: ptb-1 against ptb-2"),
         ({"references": "5"}, "references: 1-2 against 5"),
         ({"images": 4}, "images: 3 against 4"),
+        ({"frequencies": "0" * 12}, f"frequencies: own against {'0' * 12}"),
         ({"search": "greedy"}, "search: given against greedy"),
+        ({"search": "a\x1b[2J"}, r"search: given against 'a\x1b[2J'"),
+        ({"search": "x" * 9999}, f"search: given against '{'x' * 199}"),
         ({"version": "9.9"}, f"version: {showtell.__version__} against 9.9"),
         ({"data": "0" * 12}, f"data: {first.data} against {'0' * 12}"),
     ):
@@ -440,6 +443,48 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     for place in (tmp_path / "gone.json", tmp_path):
         with pytest.raises(NotFoundError, match=str(place)):
             Evaluation.load(place)
+
+
+def test_document_frequencies_of_other_captions_are_in_the_signature() -> None:
+    other = DocumentFrequencies.of([[["a", "dog"]], [["a", "cat"]], *[[["runs"]]] * 7])
+    plain, weighed = score_predictions("a", PHOTOS), score_predictions("b", PHOTOS, frequencies=other)
+    assert weighed.scores.corpus["CIDEr-D"] != plain.scores.corpus["CIDEr-D"]
+    assert plain.signature.differences(weighed.signature) == (f"frequencies: own against {other.digest}",)
+    assert f"|frequencies:{other.digest}|" in str(weighed.signature)
+    assert "frequencies" not in str(plain.signature)
+    # The photos' own, counted beforehand in any order, are what tables have; BLEU weighs nothing.
+    own = DocumentFrequencies.of([list(map(ptb_tokenize, photo.references)) for photo in PHOTOS[::-1]])
+    assert score_predictions("c", PHOTOS, frequencies=own).signature == plain.signature
+    bleu = score_predictions("d", PHOTOS, frequencies=other, metrics=("BLEU-4",)).signature
+    assert bleu.frequencies == "own"
+
+
+def test_a_result_with_other_document_frequencies_comes_back_whole(tmp_path: Path) -> None:
+    other = DocumentFrequencies.of([[["a", "dog"]], [["a", "cat"]], [["runs"]]])
+    found = score_predictions("a", PHOTOS, frequencies=other)
+    found.save(tmp_path / "a.json")
+    assert Evaluation.load(tmp_path / "a.json") == found
+
+
+def test_a_result_that_an_editor_saved_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    found = score_predictions("a", PHOTOS)
+    found.save(tmp_path / "a.json")
+    (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.json").read_bytes())
+    assert Evaluation.load(tmp_path / "b.json") == found
+
+
+def test_scores_of_another_version_are_read_as_far_as_they_are_possible(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    score_predictions("a", PHOTOS).save(path)
+    saved = json.loads(path.read_text())
+    saved["signature"]["version"] = "0.0.1"
+    saved["scores"]["BLEU-4"] = 0.25  # that version may have counted in another way
+    path.write_text(json.dumps(saved))
+    assert Evaluation.load(path).scores.corpus["BLEU-4"] == 0.25
+    for metric, value in (("BLEU-4", 1.1), ("BLEU-4", -0.1), ("CIDEr-D", 10.1), ("ROUGE-L", 0.001)):
+        path.write_text(json.dumps({**saved, "scores": {**saved["scores"], metric: value}}))
+        with pytest.raises(FormatError, match=f"{metric} isn't that of the captions"):
+            Evaluation.load(path)
 
 
 Change = Callable[[dict[str, Any]], None]
@@ -513,6 +558,12 @@ WRONG: dict[str, Change] = {
     "a surplus score": put("scores", "METEOR")(0.5),
     "a corpus score that is null": put("scores", "CIDEr-D")(None),
     "a corpus score that is huge": put("scores", "CIDEr-D")(10**400),
+    "a better BLEU-4": put("scores", "BLEU-4")(0.9),
+    "a better CIDEr-D": put("scores", "CIDEr-D")(9.9),
+    "a better BLEU-4 of a photo": put("photos", 0, "scores", "BLEU-4")(0.9),
+    "a better CIDEr-D of a photo": put("photos", 0, "scores", "CIDEr-D")(9.9),
+    "another caption": put("photos", 0, "caption")("a dog walks"),
+    "better health": put("health", "unique_ratio")(0.01),
     "no signature": drop("signature"),
     "a signature that is text": put("signature")("metrics:BLEU-4"),
     "a signature of other metrics": put("signature", "metrics")(["BLEU-4"]),

@@ -298,6 +298,8 @@ def people(*ids: str, **names: list[str]) -> References:
         (("/x/b/1.jpg", "/x/a/1.jpg"), people("a/1.jpg", "b/1.jpg"), "the end of their paths"),
         (("b.jpg", "a.jpg"), people("val/a.jpg", "val/b.jpg"), "file name"),
         (("/here/b.jpg", "/here/a.jpg"), people("/there/a.jpg", "/there/b.jpg"), "file name"),
+        (("b", "x/a"), people("a.jpg", "val/b.JPG"), "file name without its ending"),
+        (("b.png", "a.1.png"), people("a.1", "b"), "file name without its ending"),
     ],
 )
 def test_photos_are_matched_by_what_fits_and_keep_the_references_ids(

@@ -110,11 +110,11 @@ def run(options: argparse.Namespace) -> int:
     work = _of_data(options, metrics) if options.data is not None else _of_predictions(options, metrics)
     if len(work.result.photos) == 1 and {"CIDEr-D", "CIDEr"} & set(metrics):
         _say("with one photo CIDEr-D and CIDEr are 0 whatever the caption: words weigh what other photos lack")
-    comparison = None if work.other is None else compare(work.other, work.result, force=options.force)
-    print((as_json if options.format == "jsonl" else as_text)(work.result, confidence(work.result), comparison))
-    if output is not None:
+    if output is not None:  # before anything else can go wrong: the captions may have taken hours
         work.result.save(output)
         _say(f"the result is in {output}")
+    comparison = None if work.other is None else compare(work.other, work.result, force=options.force)
+    print((as_json if options.format == "jsonl" else as_text)(work.result, confidence(work.result), comparison))
     if report is not None:
         write_report(
             report,

@@ -32,8 +32,9 @@ class Signature:
 
     metrics: the set that was computed. tokenizer: its version. references: how many a photo, "5" or "3-6". images: how
     many. frequencies: what CIDEr weighed words by: "own", the references that were scored against, as tables have it,
-    or 12 digits of others (`DocumentFrequencies.digest`). search: how captions were found, "given" for predictions of unknown origin. version: of showtell. data: 12
-    hexadecimal digits over the photos' ids and references, whatever their order.
+    or 12 digits of others (`DocumentFrequencies.digest`). search: how captions were found, "given" for predictions of
+    unknown origin. version: of showtell. data: 12 hexadecimal digits over the photos' ids and references, whatever
+    their order.
     """
 
     metrics: tuple[str, ...]
