@@ -20,7 +20,7 @@ from showtell.search import (
     Hypotheses,
     Search,
     base,
-    beam,
+    frontier,
     parse_search,
     search_from_config,
     search_to_config,
@@ -350,7 +350,7 @@ def test_an_accelerator_is_asked_every_few_steps_and_gives_the_same(
         expected = Quiet(tables).search(search)
         with monkeypatch.context() as patch:
             patch.setattr(base, "looking_is_free", lambda device: False)
-            patch.setattr(beam, "looking_is_free", lambda device: False)
+            patch.setattr(frontier, "looking_is_free", lambda device: False)
             with CountReads() as counted:
                 found = Quiet(tables).search(search)
         for ours, theirs in zip(found, expected, strict=True):
@@ -429,7 +429,7 @@ def test_the_best_of_a_row_are_sorted_and_equal_ones_in_index_order(tied: float)
     rng = random.Random(0)
     for width, count in ((1, 1), (1, 4), (5, 2), (5, 5), (40, 6), (3000, 9)):
         rows = [[rng.choice([tied, 2.0, 3.0, rng.random()]) for _ in range(width)] for _ in range(4)]
-        values, index = beam._best(torch.tensor(rows), count)
+        values, index = frontier.best(torch.tensor(rows), count)
         for row, top, places in zip(torch.tensor(rows).tolist(), values.tolist(), index.tolist(), strict=True):
             expected = sorted(range(width), key=lambda i: (-row[i], i))[:count]
             assert top == [row[i] for i in expected]

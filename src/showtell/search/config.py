@@ -12,7 +12,8 @@ from .greedy import Greedy
 
 __all__ = ["as_search", "parse_search", "search_from_config", "search_text", "search_to_config"]
 
-_SEARCHES: dict[str, type[Greedy] | type[Beam]] = {"greedy": Greedy, "beam": Beam}
+_SEARCHES: dict[str, Any] = {"greedy": Greedy, "beam": Beam}
+_NEWER = {"penalty": "power"}  # left out at this value: older config files and signatures stay as they are
 
 
 def search_to_config(search: Search) -> dict[str, Any]:
@@ -26,12 +27,13 @@ def search_to_config(search: Search) -> dict[str, Any]:
     """
     for name, cls in _SEARCHES.items():
         if type(search) is cls:
-            return {"name": name, **{option: getattr(search, option) for option in cls.__dataclass_fields__}}
+            options = {option: getattr(search, option) for option in cls.__dataclass_fields__}
+            return {"name": name, **{key: value for key, value in options.items() if _NEWER.get(key, ...) != value}}
     raise ArgumentError(f"a captioner's default search is one of {', '.join(_SEARCHES)}, not {search!r:.200}")
 
 
 def search_text(search: Search) -> str:
-    """A search in the command line's spelling, every option written out: what a score's signature keeps.
+    """A search in the command line's spelling, its options written out: what a score's signature keeps.
 
     Example:
         >>> search_text(Beam(size=3, length_penalty=0.7))
@@ -44,10 +46,14 @@ def search_text(search: Search) -> str:
     if type(search) not in _SEARCHES.values():
         return repr(search)
     config = search_to_config(search)
-    return f"{config.pop('name')}:" + ",".join(f"{key}={value}" for key, value in config.items())
+    return f"{config.pop('name')}:" + ",".join(
+        f"{key}={str(value).lower() if type(value) is bool else value}"
+        for key, value in config.items()
+        if value is not None
+    )
 
 
-def search_from_config(config: dict[str, Any]) -> Greedy | Beam:
+def search_from_config(config: dict[str, Any]) -> Search:
     """Read what `search_to_config` wrote.
 
     Example:
@@ -64,7 +70,8 @@ def search_from_config(config: dict[str, Any]) -> Greedy | Beam:
     if surplus:
         known = ", ".join(cls.__dataclass_fields__)
         raise ArgumentError(f"the search {config['name']!r} has no option {', '.join(surplus)}; it has {known}")
-    return cls(**options)
+    found: Search = cls(**options)
+    return found
 
 
 def as_search(search: Search | str) -> Search:
@@ -83,12 +90,12 @@ def as_search(search: Search | str) -> Search:
     return search
 
 
-def parse_search(text: str) -> Greedy | Beam:
+def parse_search(text: str) -> Search:
     """Read a search from the command line's spelling: a name, then options after a colon.
 
     Example:
         >>> parse_search("beam:5,max_length=30,length_penalty=0.7")
-        Beam(size=5, max_length=30, length_penalty=0.7)
+        Beam(size=5, max_length=30, length_penalty=0.7, penalty='power')
         >>> parse_search("greedy")
         Greedy(max_length=20)
 
@@ -108,7 +115,13 @@ def parse_search(text: str) -> Greedy | Beam:
         key, equals, value = part.partition("=")
         if place == 0 and not equals and name == "beam":
             key, value = "size", part
-        if key in config or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value, re.ASCII):
+        if key in config or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?|[a-z]{1,20}", value, re.ASCII):
             raise wrong
-        config[key] = float(value) if "." in value else int(value)
+        config[key] = _value(value)
     return search_from_config(config)
+
+
+def _value(text: str) -> Any:
+    if text[0].isdigit():
+        return float(text) if "." in text else int(text)
+    return {"true": True, "false": False}.get(text, text)
