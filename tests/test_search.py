@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -12,112 +11,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from chains import END, START, Chains, as_list, assert_same, exhaustive, random_tables, slow_beam
 from showtell.errors import ArgumentError, RunError
 from showtell.rows import Rows
 from showtell.search import (
     Beam,
     Greedy,
-    Hypotheses,
     Search,
     base,
     frontier,
     parse_search,
     search_from_config,
+    search_text,
     search_to_config,
 )
-
-START, END = 0, 1
-
-
-class Chains:
-    """A second-order Markov chain for each image, as a step whose state must have followed the prefix."""
-
-    def __init__(self, tables: Tensor) -> None:
-        """Tables are (N, V, V, V) log-probabilities: image, last word but one, last word, next word."""
-        self.tables = tables
-        self.calls = 0
-
-    def state(self) -> Rows:
-        n = self.tables.shape[0]
-        return {"image": torch.arange(n), "before": torch.full((n,), START), "seen": torch.zeros(n, dtype=torch.int64)}
-
-    def __call__(self, prefix: Tensor, state: Rows) -> tuple[Tensor, Rows]:
-        self.calls += 1
-        seen = torch.zeros_like(state["seen"])
-        for column in range(prefix.shape[1] - 1):
-            seen = seen * 31 + prefix[:, column]
-        assert torch.equal(seen, state["seen"]), "the state didn't follow its prefix"
-        last = prefix[:, -1]
-        log_probs = self.tables[state["image"], state["before"], last]
-        return log_probs, {"image": state["image"], "before": last, "seen": seen * 31 + last}
-
-    def search(self, search: Search) -> Hypotheses:
-        return search(self, self.state(), images=self.tables.shape[0], start=START, end=END, device="cpu")
-
-
-def random_tables(
-    seed: int, images: int, words: int, *, coarse: bool = False, dtype: torch.dtype = torch.float64
-) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    if coarse:  # few different values: many exact ties, and forbidden words
-        levels = torch.tensor([0.5, 0.25, 0.25, 0.125, 0.0], dtype=dtype).log()
-        return levels[torch.randint(0, 5, (images, words, words, words), generator=generator)]
-    return (2 * torch.randn(images, words, words, words, generator=generator, dtype=dtype)).log_softmax(-1)
-
-
-Found = list[tuple[float, float, tuple[int, ...]]]  # score, log-probability, words
-
-
-def as_list(found: Hypotheses, image: int) -> Found:
-    return [
-        (float(score), float(total), tuple(tokens[:length].tolist()))
-        for score, total, tokens, length in zip(
-            found.scores[image], found.log_probs[image], found.tokens[image], found.lengths[image].tolist(), strict=True
-        )
-        if length
-    ]
-
-
-def exhaustive(table: Tensor, max_length: int, penalty: float) -> Found:
-    """Every caption of a chain, best first."""
-    words = table.shape[0]
-    everything: Found = []
-    for length in range(1, max_length + 1):
-        for caption in itertools.product(range(words), repeat=length):
-            open_end = length == max_length and END not in caption
-            if not open_end and (END not in caption or caption.index(END) != length - 1):
-                continue
-            path = (START, START, *caption)
-            total = sum(float(table[path[i], path[i + 1], path[i + 2]]) for i in range(length))
-            if total > -math.inf:
-                everything.append((total / length**penalty, total, caption))
-    return sorted(everything, reverse=True)
-
-
-def slow_beam(table: Tensor, size: int, max_length: int, penalty: float) -> Found:
-    """Beam search in plain Python, without early stop."""
-    rows = table.tolist()
-    live: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    finished: Found = []
-    for length in range(1, max_length + 1):
-        candidates = []
-        for rank, (total, caption) in enumerate(live):
-            path = (START, START, *caption)
-            for word, log_prob in enumerate(rows[path[-2]][path[-1]]):
-                if log_prob > -math.inf:
-                    candidates.append((-(total + log_prob), rank, -log_prob, word, caption))
-        candidates.sort()
-        for minus, _, _, word, caption in candidates[:size]:
-            if word == END or length == max_length:
-                finished.append((-minus / length**penalty, -minus, (*caption, word)))
-        live = [(-minus, (*caption, word)) for minus, _, _, word, caption in candidates if word != END][:size]
-    return sorted(finished, key=lambda one: -one[0])[:size]  # stable: the earlier one of equals
-
-
-def assert_same(found: Found, expected: Found) -> None:
-    assert [one[2] for one in found] == [one[2] for one in expected]
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours[:2] == pytest.approx(theirs[:2], abs=1e-9)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 2.5, 5.0])
@@ -453,6 +360,7 @@ def test_the_best_of_a_row_are_sorted_and_equal_ones_in_index_order(tied: float)
         lambda: Beam(3, length_penalty=5.1),
         lambda: Beam(3, length_penalty=math.nan),
         lambda: Beam(3, length_penalty="1"),  # type: ignore[arg-type]
+        lambda: Beam(3, penalty="average"),  # type: ignore[arg-type]
     ],
 )
 def test_options_out_of_range_are_refused(make: object) -> None:
@@ -460,9 +368,15 @@ def test_options_out_of_range_are_refused(make: object) -> None:
         make()  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("search", [Greedy(), Greedy(max_length=7), Beam(), Beam(5, 30, 0.7), Beam(length_penalty=1)])
+@pytest.mark.parametrize("search", [Greedy(), Greedy(max_length=7), Beam(), Beam(5, 30, 0.7), Beam(penalty="gnmt")])
 def test_a_search_survives_its_config(search: Greedy | Beam) -> None:
     assert search_from_config(search_to_config(search)) == search
+
+
+def test_configs_and_texts_of_before_the_gnmt_penalty_stay_as_they_were() -> None:
+    assert search_to_config(Beam()) == {"name": "beam", "size": 3, "max_length": 20, "length_penalty": 0.0}
+    assert search_text(Beam()) == "beam:size=3,max_length=20,length_penalty=0.0"
+    assert search_text(Beam(penalty="gnmt")) == "beam:size=3,max_length=20,length_penalty=0.0,penalty=gnmt"
 
 
 def test_configs_of_something_else_are_refused() -> None:
@@ -500,6 +414,7 @@ def test_configs_of_something_else_are_refused() -> None:
         ("beam:size=5", Beam(5)),
         ("beam:5,max_length=30,length_penalty=0.7", Beam(5, 30, 0.7)),
         ("beam:max_length=30,length_penalty=1", Beam(3, 30, 1.0)),
+        ("beam:5,length_penalty=0.7,penalty=gnmt", Beam(5, length_penalty=0.7, penalty="gnmt")),
     ],
 )
 def test_a_search_is_read_from_the_command_line(text: str, search: Greedy | Beam) -> None:
@@ -522,6 +437,9 @@ def test_a_search_is_read_from_the_command_line(text: str, search: Greedy | Beam
         "greedy:5",
         "beam:max_length=3,5",
         "beam:5,width=2",
+        "beam:true",
+        "beam:5,penalty=average",
+        "beam:5,length_penalty=high",
         "beam:5 ,max_length=3",
         "beam:٣",
         "greedy:max_length=nan",

@@ -13,7 +13,7 @@ from .checks import whole
 from .errors import ArgumentError
 from .protocols import Decoder, Features, as_features
 from .rows import Rows
-from .search import Greedy, Hypotheses, Search, as_search
+from .search import Greedy, Hypotheses, Mask, Search, as_search
 
 __all__ = ["evaluating", "generate"]
 
@@ -26,6 +26,7 @@ def generate(
     start: int = 1,
     end: int = 2,
     forbid: Sequence[int] = (0, 1, 3),
+    masks: Sequence[Mask] = (),
 ) -> Hypotheses:
     """Caption N images, given as features, with any decoder and any search.
 
@@ -48,6 +49,7 @@ def generate(
         start: the id of the start token.
         end: the id of the end token.
         forbid: ids that may not be chosen; by default `<pad>`, `<start>` and `<unk>`.
+        masks: what else a caption may not say, see `showtell.search.masks`; all of them hold.
 
     Raises:
         ArgumentError: an id outside the vocabulary, or features the decoder can't take.
@@ -58,6 +60,8 @@ def generate(
     for name, ids in (("start", (start,)), ("end", (end,)), ("forbid", tuple(forbid))):
         for one in ids:
             whole(f"{name} token", one, 0, decoder.vocab_size - 1)
+    if not isinstance(masks, list | tuple) or not all(map(callable, masks)):
+        raise ArgumentError(f"masks are a list of functions such as masks.MinLength(5, end=2), not {masks!r:.200}")
     as_features(features, "generate takes")
     search = as_search(search)
     images, device = features.pooled.shape[0], features.pooled.device
@@ -69,7 +73,10 @@ def generate(
         logits, state = decoder.step(prefix[:, -1], state, memory)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         log_probs = logits.log_softmax(dim=-1, dtype=dtype)
-        return log_probs.index_fill_(1, forbidden, -torch.inf), state
+        log_probs = log_probs.index_fill_(1, forbidden, -torch.inf)
+        for mask in masks:
+            log_probs = mask(prefix, log_probs)
+        return log_probs, state
 
     with torch.inference_mode(), evaluating(decoder):
         if images:

@@ -9,12 +9,14 @@ from .base import Chosen, Hypotheses, Search, Step
 from .beam import Beam
 from .config import as_search, parse_search, search_from_config, search_text, search_to_config
 from .greedy import Greedy
+from .masks import Mask
 
 __all__ = [
     "Beam",
     "Chosen",
     "Greedy",
     "Hypotheses",
+    "Mask",
     "Search",
     "Step",
     "as_search",

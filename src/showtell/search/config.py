@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from typing import Any
 
 from ..errors import ArgumentError
@@ -27,7 +28,7 @@ def search_to_config(search: Search) -> dict[str, Any]:
     """
     for name, cls in _SEARCHES.items():
         if type(search) is cls:
-            options = {option: getattr(search, option) for option in cls.__dataclass_fields__}
+            options = {option: getattr(search, option) for option in _options(cls)}
             return {"name": name, **{key: value for key, value in options.items() if _NEWER.get(key, ...) != value}}
     raise ArgumentError(f"a captioner's default search is one of {', '.join(_SEARCHES)}, not {search!r:.200}")
 
@@ -66,10 +67,12 @@ def search_from_config(config: dict[str, Any]) -> Search:
         raise ArgumentError(f"a search is a dict with a name out of {', '.join(_SEARCHES)}, not {config!r:.200}")
     cls = _SEARCHES[config["name"]]
     options = {key: value for key, value in config.items() if key != "name"}
-    surplus = sorted(repr(key)[:50] for key in options if key not in cls.__dataclass_fields__)
+    known = _options(cls)
+    surplus = sorted(repr(key)[:50] for key in options if key not in known)
     if surplus:
-        known = ", ".join(cls.__dataclass_fields__)
-        raise ArgumentError(f"the search {config['name']!r} has no option {', '.join(surplus)}; it has {known}")
+        raise ArgumentError(
+            f"the search {config['name']!r} has no option {', '.join(surplus)}; it has {', '.join(known)}"
+        )
     found: Search = cls(**options)
     return found
 
@@ -119,6 +122,10 @@ def parse_search(text: str) -> Search:
             raise wrong
         config[key] = _value(value)
     return search_from_config(config)
+
+
+def _options(cls: Any) -> list[str]:
+    return [field.name for field in fields(cls)]
 
 
 def _value(text: str) -> Any:
