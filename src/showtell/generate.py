@@ -13,7 +13,7 @@ from .checks import whole
 from .errors import ArgumentError
 from .protocols import Decoder, Features, as_features
 from .rows import Rows
-from .search import Greedy, Hypotheses, Mask, Search, as_search
+from .search import Greedy, Hypotheses, Mask, Sample, Search, as_search
 
 __all__ = ["evaluating", "generate"]
 
@@ -27,6 +27,7 @@ def generate(
     end: int = 2,
     forbid: Sequence[int] = (0, 1, 3),
     masks: Sequence[Mask] = (),
+    positions: Sequence[int] | None = None,
 ) -> Hypotheses:
     """Caption N images, given as features, with any decoder and any search.
 
@@ -50,6 +51,8 @@ def generate(
         end: the id of the end token.
         forbid: ids that may not be chosen; by default `<pad>`, `<start>` and `<unk>`.
         masks: what else a caption may not say, see `showtell.search.masks`; all of them hold.
+        positions: the images' numbers among all that are captioned, which `Sample` with a seed draws by; by default
+            0, 1, ...
 
     Raises:
         ArgumentError: an id outside the vocabulary, or features the decoder can't take.
@@ -66,6 +69,7 @@ def generate(
     search = as_search(search)
     images, device = features.pooled.shape[0], features.pooled.device
     forbidden = torch.tensor(sorted(set(forbid)), dtype=torch.int64, device=device)
+    options: dict[str, Any] = {"positions": positions} if isinstance(search, Sample) else {}
     memory: Rows = {}
     state: Rows = {}
 
@@ -82,7 +86,7 @@ def generate(
         if images:
             memory = decoder.prepare(features)
             state = decoder.initial_state(memory, search.max_length)
-        found = search(step, state, images=images, start=start, end=end, device=device)
+        found = search(step, state, images=images, start=start, end=end, device=device, **options)
     # Autograd refuses inference tensors; a copy made out here is an ordinary one, fit to train on.
     return Hypotheses(*(t.clone() for t in found))
 

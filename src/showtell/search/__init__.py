@@ -10,6 +10,7 @@ from .beam import Beam
 from .config import as_search, parse_search, search_from_config, search_text, search_to_config
 from .greedy import Greedy
 from .masks import Mask
+from .sample import Sample
 
 __all__ = [
     "Beam",
@@ -17,6 +18,7 @@ __all__ = [
     "Greedy",
     "Hypotheses",
     "Mask",
+    "Sample",
     "Search",
     "Step",
     "as_search",

@@ -10,10 +10,12 @@ from ..errors import ArgumentError
 from .base import Search
 from .beam import Beam
 from .greedy import Greedy
+from .sample import Sample
 
 __all__ = ["as_search", "parse_search", "search_from_config", "search_text", "search_to_config"]
 
-_SEARCHES: dict[str, Any] = {"greedy": Greedy, "beam": Beam}
+_SEARCHES: dict[str, Any] = {"greedy": Greedy, "beam": Beam, "sample": Sample}
+_BARE = {"beam": "size", "sample": "count"}  # what a number without a name is
 _NEWER = {"penalty": "power"}  # left out at this value: older config files and signatures stay as they are
 
 
@@ -102,11 +104,11 @@ def parse_search(text: str) -> Search:
         >>> parse_search("greedy")
         Greedy(max_length=20)
 
-    A bare number is the beam's size. Raises ArgumentError for anything else.
+    A bare number is the beam's size or the samples' count. Raises ArgumentError for anything else.
     """
     wrong = ArgumentError(
-        f'{text!r:.100} is no search; write "greedy", "greedy:max_length=30", "beam:5" or '
-        '"beam:5,max_length=30,length_penalty=0.7"'
+        f'{text!r:.100} is no search; write "greedy", "greedy:max_length=30", "beam:5", '
+        '"beam:5,max_length=30,length_penalty=0.7" or "sample:3,temperature=0.8,top_p=0.9,seed=1"'
     )
     if not isinstance(text, str):
         raise wrong
@@ -116,9 +118,9 @@ def parse_search(text: str) -> Search:
     config: dict[str, Any] = {"name": name}
     for place, part in enumerate(rest.split(",") if colon else []):
         key, equals, value = part.partition("=")
-        if place == 0 and not equals and name == "beam":
-            key, value = "size", part
-        if key in config or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?|[a-z]{1,20}", value, re.ASCII):
+        if place == 0 and not equals and name in _BARE and part[:1].isdecimal():
+            key, value = _BARE[name], part
+        if key in config or not re.fullmatch(r"[0-9]{1,19}(\.[0-9]{1,9})?|[a-z]{1,20}", value, re.ASCII):
             raise wrong
         config[key] = _value(value)
     return search_from_config(config)
