@@ -209,10 +209,9 @@ def test_a_word_without_chance_is_never_drawn_even_at_the_edges_of_chance(monkey
     table[..., 2] = math.log(0.3)
     table[..., 3] = math.log(0.7)
     for edge in (0.0, 2.0**-54, 1 - 2.0**-53, 1.0):
+        chances = torch.full((1, 1, 4), edge, dtype=torch.float64)
         with monkeypatch.context() as patch:
-            patch.setattr(
-                "showtell.search.sample.uniforms", lambda s, p, k, t: torch.full((len(p), k, t), edge).double()
-            )  # noqa: B023
+            patch.setattr("showtell.search.sample.uniforms", lambda *_: chances)  # noqa: B023
             for how in (Sample(max_length=4), Sample(top_k=4, max_length=4), Sample(top_p=0.99, max_length=4)):
                 tokens = Chains(table).search(how).tokens
                 assert torch.isin(tokens, torch.tensor([2, 3])).all()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from .base import Chosen, Hypotheses, Search, Step
 from .beam import Beam
 from .config import as_search, parse_search, search_from_config, search_text, search_to_config
+from .diverse import DiverseBeam
 from .greedy import Greedy
 from .masks import Mask
 from .sample import Sample
@@ -15,6 +16,7 @@ from .sample import Sample
 __all__ = [
     "Beam",
     "Chosen",
+    "DiverseBeam",
     "Greedy",
     "Hypotheses",
     "Mask",

@@ -9,13 +9,14 @@ from typing import Any
 from ..errors import ArgumentError
 from .base import Search
 from .beam import Beam
+from .diverse import DiverseBeam
 from .greedy import Greedy
 from .sample import Sample
 
 __all__ = ["as_search", "parse_search", "search_from_config", "search_text", "search_to_config"]
 
-_SEARCHES: dict[str, Any] = {"greedy": Greedy, "beam": Beam, "sample": Sample}
-_BARE = {"beam": "size", "sample": "count"}  # what a number without a name is
+_SEARCHES: dict[str, Any] = {"greedy": Greedy, "beam": Beam, "diverse": DiverseBeam, "sample": Sample}
+_BARE = {"beam": "size", "diverse": "size", "sample": "count"}  # what a number without a name is
 _NEWER = {"penalty": "power"}  # left out at this value: older config files and signatures stay as they are
 
 
@@ -104,11 +105,12 @@ def parse_search(text: str) -> Search:
         >>> parse_search("greedy")
         Greedy(max_length=20)
 
-    A bare number is the beam's size or the samples' count. Raises ArgumentError for anything else.
+    A bare number is the size of a beam or the count of samples. Raises ArgumentError for anything else.
     """
     wrong = ArgumentError(
         f'{text!r:.100} is no search; write "greedy", "greedy:max_length=30", "beam:5", '
-        '"beam:5,max_length=30,length_penalty=0.7" or "sample:3,temperature=0.8,top_p=0.9,seed=1"'
+        '"beam:5,max_length=30,length_penalty=0.7", "diverse:6,groups=3,diversity=0.5" or '
+        '"sample:3,temperature=0.8,top_p=0.9,seed=1"'
     )
     if not isinstance(text, str):
         raise wrong

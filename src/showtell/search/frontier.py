@@ -79,12 +79,12 @@ def begin(rows: int, start: int, state: Rows, device: torch.device | str) -> Liv
 def pick(sums: Tensor, ranks: Tensor, values: Tensor, words: Tensor, first_rows: Tensor, count: int) -> Picked:
     """The best `count` of each image's continuations.
 
-    values and words (rows, M): what each prefix may go on with, best first; sums and ranks (N, K * M): of whole
+    values and words (..., M): what each prefix may go on with, best first; sums and ranks (N, K * M): of whole
     captions; first_rows (N, 1): the number of each image's first row. Equal ranks: the better prefix, then the
     better word.
     """
     ranks, index = best(ranks, count)
-    images, width = sums.shape[0], words.shape[1]
+    images, width = sums.shape[0], words.shape[-1]
     word, value = (t.reshape(images, -1).gather(1, index) for t in (words, values))
     return Picked(first_rows + index // width, word, value, sums.gather(1, index), ranks)
 
