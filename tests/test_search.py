@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from chains import END, START, Chains, as_list, assert_same, exhaustive, random_tables, slow_beam
+from chains import END, START, Chains, as_list, assert_same, divisor, exhaustive, random_tables, slow_beam
 from showtell.errors import ArgumentError, RunError
 from showtell.rows import Rows
 from showtell.search import (
     Beam,
+    DiverseBeam,
     Greedy,
+    Mask,
+    Sample,
     Search,
     base,
     frontier,
@@ -25,6 +29,15 @@ from showtell.search import (
     search_text,
     search_to_config,
 )
+from showtell.search.masks import MinLength, NoBadEnding, NoRepeatedNgram
+
+ALL = [
+    Greedy(20),
+    Beam(3, 20),
+    Beam(3, 20, 1.0),
+    DiverseBeam(4, 2, 0.5, 20),
+    Sample(3, top_k=5, top_p=0.9, seed=1, max_length=20),
+]
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 2.5, 5.0])
@@ -108,7 +121,9 @@ def test_one_step_can_be_streamed_without_the_next_being_computed() -> None:
     assert chains.calls == 1
 
 
-@pytest.mark.parametrize("search", [Greedy(7), Beam(3, 7), Beam(3, 7, 1.0)])
+@pytest.mark.parametrize(
+    "search", [Greedy(7), Beam(3, 7), Beam(3, 7, 1.0), DiverseBeam(4, 2, 0.5, 7), Sample(3, max_length=7)]
+)
 def test_a_decoder_that_never_ends_is_cut_at_the_limit(search: Search) -> None:
     tables = random_tables(0, 2, 5)
     tables[..., END] = -math.inf
@@ -117,7 +132,10 @@ def test_a_decoder_that_never_ends_is_cut_at_the_limit(search: Search) -> None:
     assert not (found.tokens == END).any()
 
 
-@pytest.mark.parametrize("search", [Greedy(7), Beam(3, 7), Beam(3, 7, 2.0)])
+@pytest.mark.parametrize(
+    "search",
+    [Greedy(7), Beam(3, 7), Beam(3, 7, 2.0), DiverseBeam(3, 1, 0.5, 7), Sample(3, distinct=True, max_length=7)],
+)
 def test_a_decoder_that_ends_at_once_gives_one_caption_of_the_end_token(search: Search) -> None:
     tables = torch.full((2, 5, 5, 5), -math.inf)
     tables[..., END] = 0.0
@@ -142,7 +160,7 @@ def test_a_beam_wider_than_the_vocabulary_finds_each_caption_once() -> None:
 
 
 def test_a_vocabulary_of_the_end_token_alone_is_enough() -> None:
-    for search in (Greedy(3), Beam(2, 3)):
+    for search in (Greedy(3), Beam(2, 3), DiverseBeam(2, 2, 0.5, 3), Sample(2, top_k=5, top_p=0.5, max_length=3)):
         found = search(lambda p, s: (torch.zeros(p.shape[0], 1), s), {}, images=2, start=0, end=0, device="cpu")
         assert found.lengths[:, 0].tolist() == [1, 1]
 
@@ -183,7 +201,15 @@ def test_what_is_true_of_every_search(
     tables[:, :, 2:, END] = tables[:, :, 2:, END].clamp(min=-3.0)  # something can always end
     tables[:, :, START, 2] = -1.0
     tables[:, :, START, END] = -2.0
-    for search in (Greedy(max_length), Beam(size, max_length, penalty)):
+    searches: list[Any] = [
+        Greedy(max_length),
+        Beam(size, max_length, penalty),
+        Beam(size, max_length, penalty, "gnmt"),
+        DiverseBeam(2 * size, 2, 0.5, max_length, penalty),
+        Sample(size, 1.3, 4, 0.9, 0.05, seed, max_length=max_length),
+        Sample(size, seed=seed, distinct=True, max_length=max_length),
+    ]
+    for search in searches:
         found = Chains(tables).search(search)
         k = found.tokens.shape[1]
         assert found.tokens.shape == found.token_log_probs.shape == (images, k, max_length)
@@ -192,7 +218,8 @@ def test_what_is_true_of_every_search(
         assert (found.scores[:, 1:] <= found.scores[:, :-1]).all()
         for image in range(images):
             captions = as_list(found, image)
-            assert len({c[2] for c in captions}) == len(captions)
+            if isinstance(search, Beam) or (isinstance(search, Sample) and search.distinct):
+                assert len({c[2] for c in captions}) == len(captions)
             for rank, (score, total, caption) in enumerate(captions):
                 assert END not in caption[:-1]
                 assert caption[-1] == END or len(caption) == max_length
@@ -202,26 +229,31 @@ def test_what_is_true_of_every_search(
                 padded = steps + [0.0] * (max_length - len(caption))
                 assert found.token_log_probs[image, rank].tolist() == padded
                 assert total == pytest.approx(sum(steps), abs=1e-4)
-                length_cost = len(caption) ** (penalty if isinstance(search, Beam) else 0.0)
-                assert score == pytest.approx(total / length_cost, abs=1e-4)
-            alone = Chains(tables[image : image + 1]).search(search)
+                cost = 1.0
+                if isinstance(search, Beam | DiverseBeam):
+                    cost = divisor(len(caption), penalty, search.penalty)
+                assert score == pytest.approx(total / cost, abs=1e-4)
+            own = {"positions": [image]} if isinstance(search, Sample) else {}
+            alone = Chains(tables[image : image + 1]).search(search, **own)
             for batched, single in zip(found, alone, strict=True):
                 assert torch.equal(batched[image : image + 1], single)
 
 
-def test_a_thousand_images_at_once_equal_a_few_at_a_time() -> None:
+@pytest.mark.parametrize("search", [Greedy(8), Beam(3, 8), DiverseBeam(4, 2, 0.5, 8), Sample(3, seed=1, max_length=8)])
+def test_a_thousand_images_at_once_equal_a_few_at_a_time(search: Search) -> None:
     tables = random_tables(5, 1000, 5, dtype=torch.float32)
-    found = Chains(tables).search(Beam(3, 8))
-    some = Chains(tables[500:510]).search(Beam(3, 8))
+    found = Chains(tables).search(search)
+    own = {"positions": range(500, 510)} if isinstance(search, Sample) else {}
+    some = Chains(tables[500:510]).search(search, **own)
     for many, few in zip(found, some, strict=True):
         assert torch.equal(many[500:510], few)
 
 
-@pytest.mark.parametrize("search", [Greedy(5), Beam(3, 5)])
+@pytest.mark.parametrize("search", [Greedy(5), Beam(3, 5), DiverseBeam(3, max_length=5), Sample(3, max_length=5)])
 def test_no_images_give_no_captions_and_no_call(search: Search) -> None:
     chains = Chains(random_tables(0, 1, 5)[:0])
     found = chains.search(search)
-    k = 3 if isinstance(search, Beam) else 1
+    k = 1 if isinstance(search, Greedy) else 3
     assert found.tokens.shape == (0, k, 5)
     assert found.scores.shape == (0, k)
     assert chains.calls == 0
@@ -239,7 +271,7 @@ class CountReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("search", [Greedy(20), Beam(3, 20), Beam(3, 20, 1.0)])
+@pytest.mark.parametrize("search", ALL)
 def test_an_accelerator_is_asked_every_few_steps_and_gives_the_same(
     search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,18 +286,20 @@ def test_an_accelerator_is_asked_every_few_steps_and_gives_the_same(
     for coarse in (False, True):
         tables = random_tables(7, 6, 6, coarse=coarse)
         tables[..., END] = tables[..., END].clamp(min=-4.0)
-        expected = Quiet(tables).search(search)
+        rules: tuple[list[Mask], ...] = ([], [MinLength(3, END), NoRepeatedNgram(2), NoBadEnding(((2,),), END, 20)])
+        masks = rules[not coarse]
+        expected = Quiet(tables).search(search, masks)
         with monkeypatch.context() as patch:
             patch.setattr(base, "looking_is_free", lambda device: False)
             patch.setattr(frontier, "looking_is_free", lambda device: False)
             with CountReads() as counted:
-                found = Quiet(tables).search(search)
+                found = Quiet(tables).search(search, masks)
         for ours, theirs in zip(found, expected, strict=True):
             assert torch.equal(ours, theirs)
         assert counted.reads <= 3 * 3  # at most three questions at steps 8, 16 and 20
 
 
-@pytest.mark.parametrize("search", [Greedy(5), Beam(1, 5), Beam(3, 5)])
+@pytest.mark.parametrize("search", [Greedy(5), Beam(1, 5), Beam(3, 5), DiverseBeam(4, 2), Sample(3)])
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.7])
 def test_nan_and_values_above_zero_are_refused_by_image(search: Search, value: float) -> None:
     tables = random_tables(0, 3, 5)
@@ -274,7 +308,7 @@ def test_nan_and_values_above_zero_are_refused_by_image(search: Search, value: f
         Chains(tables).search(search)
 
 
-@pytest.mark.parametrize("search", [Greedy(5), Beam(1, 5), Beam(3, 5)])
+@pytest.mark.parametrize("search", [Greedy(5), Beam(1, 5), Beam(3, 5), DiverseBeam(4, 2), Sample(3)])
 @pytest.mark.parametrize("from_word", [slice(None), slice(2, None)], ids=["at-once", "later"])
 def test_an_image_with_every_word_forbidden_is_refused(search: Search, from_word: slice) -> None:
     tables = random_tables(0, 3, 5)
@@ -303,18 +337,18 @@ def test_what_follows_a_finished_caption_or_a_dead_prefix_is_nobodys_business(af
     tables[1, :, START, 2] = -1.0
     tables[1, :, 2, 2] = -1.0
     tables[1, :, [0, 1, 3], 3] = -1.0
-    for search in (Greedy(5), Beam(3, 5)):
+    for search in (Greedy(5), Beam(3, 5), DiverseBeam(3, 3, 0.5, 5), Sample(3, max_length=5)):
         found = Chains(tables).search(search)
         assert found.lengths[:, 0].tolist() == [1, 5]
 
 
-@pytest.mark.parametrize("search", [Greedy(5), Beam(2, 5)])
+@pytest.mark.parametrize("search", [Greedy(5), Beam(2, 5), DiverseBeam(2, 2, 0.5, 5), Sample(2, max_length=5)])
 def test_half_precision_is_summed_in_float32(search: Search) -> None:
     found = Chains(random_tables(0, 2, 5).bfloat16()).search(search)
     assert found.log_probs.dtype == found.token_log_probs.dtype == torch.float32
 
 
-@pytest.mark.parametrize("search", [Greedy(5), Beam(2, 5)])
+@pytest.mark.parametrize("search", [Greedy(5), Beam(2, 5), DiverseBeam(2, 2, 0.5, 5), Sample(2, max_length=5)])
 def test_steps_and_states_of_the_wrong_shape_are_refused(search: Search) -> None:
     def run(log_probs: Tensor, state: Rows | None = None, end: int = 1, images: int = 1) -> None:
         search(lambda p, s: (log_probs, s), state or {}, images=images, start=0, end=end, device="cpu")
@@ -322,7 +356,7 @@ def test_steps_and_states_of_the_wrong_shape_are_refused(search: Search) -> None
     for bad in (torch.zeros(5), torch.zeros(7, 4), torch.zeros(1, 1, 4), torch.zeros(search.max_length, 4).long()):
         with pytest.raises(ArgumentError, match="a step of"):
             run(bad)
-    rows = 2 if isinstance(search, Beam) else 1
+    rows = 1 if isinstance(search, Greedy) else 2
     with pytest.raises(ArgumentError, match="end token 4"):
         run(torch.zeros(rows, 4), end=4)
     with pytest.raises(ArgumentError, match="'h'"):
