@@ -5,6 +5,7 @@ N images, K hypotheses an image, R = N * K rows (row r belongs to image r // K),
 
 from __future__ import annotations
 
+from .banks import MAX_DEMANDS, Force, check_force
 from .base import Chosen, Hypotheses, Search, Step
 from .beam import Beam
 from .config import as_search, parse_search, search_from_config, search_text, search_to_config
@@ -14,9 +15,11 @@ from .masks import Mask
 from .sample import Sample
 
 __all__ = [
+    "MAX_DEMANDS",
     "Beam",
     "Chosen",
     "DiverseBeam",
+    "Force",
     "Greedy",
     "Hypotheses",
     "Mask",
@@ -24,6 +27,7 @@ __all__ = [
     "Search",
     "Step",
     "as_search",
+    "check_force",
     "parse_search",
     "search_from_config",
     "search_text",

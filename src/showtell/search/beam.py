@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..rows import Rows, repeat_rows
+from .banks import Force, check_force, demands_of, forced_beam
 from .base import ROUNDING, Hypotheses, Step, absent, call_step, check_start, raise_for, time_to_look
 from .frontier import Penalty, advance, begin, best, check_options, norm, pick, set_aside, settle, tidy
 
@@ -56,13 +57,41 @@ class Beam:
         check_options(self)
 
     def __call__(
-        self, step: Step, state: Rows, *, images: int, start: int, end: int, device: torch.device | str = "cpu"
+        self,
+        step: Step,
+        state: Rows,
+        *,
+        images: int,
+        start: int,
+        end: int,
+        device: torch.device | str = "cpu",
+        force: Force | None = None,
     ) -> Hypotheses:
-        """Search from a state of N = `images` rows; K is `size`."""
+        """Search from a state of N = `images` rows; K is `size`.
+
+        `force`: for each image its demands, at most 6, each the ids of which one must appear: [[[5], [7, 9]]] asks
+        one image for the word 5 and for 7 or 9. Every caption satisfies its image's demands; each subset of them
+        keeps `size` prefixes of its own. Raises ArgumentError for demands that can't be satisfied, RunError where the
+        forbidden words leave no way to satisfy them.
+        """
         check_start(state, images, start, end)
+        demands = None if force is None else check_force(force, images, end, self.max_length)
         finished = absent(images, self.size, self.max_length, end, device)
         if images == 0:
             return finished
+        if demands is not None and any(demands):
+            return forced_beam(
+                step,
+                state,
+                demands_of(demands, device),
+                size=self.size,
+                max_length=self.max_length,
+                length_penalty=self.length_penalty,
+                penalty=self.penalty,
+                start=start,
+                end=end,
+                device=device,
+            )
         live = begin(images * self.size, start, repeat_rows(state, self.size), device)
         totals = torch.full((images, self.size), -math.inf, device=device)  # of live prefixes; -inf: none here
         totals[:, 0] = 0.0

@@ -88,7 +88,7 @@ class DiverseBeam:
             live = live._replace(state=state)
             alive = totals.reshape(-1) > -math.inf
             wrong = wrong | (alive & ~(log_probs.amax(1) <= ROUNDING)).view(images, -1).any(1)
-            log_probs = log_probs.view(images, self.groups, width, -1)
+            log_probs = log_probs.reshape(images, self.groups, width, -1)
             said = torch.zeros_like(log_probs[:, 0, 0])  # (N, V): how many live prefixes have just gone on with a word
             sums, next_live = [], []
             for group in range(self.groups):
