@@ -14,7 +14,7 @@ import pytest
 
 import showtell.cli.evaluate as command
 from showtell import Captioner, Evaluation, MissingPackageError, evaluate, read_dataset
-from showtell.cli import main
+from showtell.cli import build_parser, main
 from showtell.evaluation.compare import compare, confidence
 from showtell.metrics import METRICS, score_captions
 from showtell.testing import tiny_captioner
@@ -437,6 +437,29 @@ def test_a_result_and_a_report_of_before_are_replaced_whole_or_stay(
     assert "BLEU-4" in heard.out  # the work isn't lost
     assert [(files / name).read_bytes() for name in ("out.json", "out.html")] == before
     assert sorted(path.name for path in files.iterdir()) == ["dull.csv", "good.jsonl", "out.html", "out.json", "r.json"]
+
+
+def test_a_result_is_saved_though_nobody_reads_the_table(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(command, "as_text", closed)
+    options = build_parser().parse_args([*P_R, "--output", "out.json"])
+    with pytest.raises(BrokenPipeError):
+        options.run(options)
+    assert Evaluation.load(files / "out.json").name == "good.jsonl"
+
+
+def test_a_saved_result_whose_scores_were_changed_is_compared_with_nothing(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*P_R, "--output", "out.json"]) == 0
+    saved = json.loads((files / "out.json").read_text())
+    saved["scores"]["CIDEr-D"] = 9.9
+    (files / "out.json").write_text(json.dumps(saved))
+    for force in ([], ["--force"]):
+        assert main([*P_R, "--compare", "out.json", *force]) == 2
+        assert "CIDEr-D isn't that of the captions" in capsys.readouterr().err
 
 
 def test_a_stopped_evaluation_does_not_promise_to_continue(

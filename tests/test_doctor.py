@@ -165,6 +165,23 @@ def test_what_was_broken_is_named(name: str, healthy: Captioner, shown: Dataset)
         assert probes[name] in diagnosis.findings[0].title
 
 
+def test_six_broken_captioners_are_named_by_six_causes_and_the_healthy_one_is_clean(
+    data: Dataset, healthy: Captioner, shown: Dataset
+) -> None:
+    few = Dataset(data.split("train")[:40] + data.split("val"))
+    assert diagnose(healthy, shown).healthy
+    named = [codes(diagnose(learned(few, steps=100), few))[0]]
+    for name in ("the decoder doesn't read the photo", "red and blue swapped", "it wants to say <unk>", "it never ends",
+                 "a weight is NaN"):  # fmt: skip
+        broken = copy.deepcopy(healthy)
+        with torch.no_grad():
+            BREAKS[name][0](broken)
+        named.append(codes(diagnose(broken, shown))[0])
+    assert named == [
+        "train-val-gap", "photo-ignored", "wrong-preprocessing", "unknown-words", "bad-lengths", "broken-weights",
+    ]  # fmt: skip
+
+
 def test_captions_vary_where_the_encoder_has_other_weights(healthy: Captioner, shown: Dataset) -> None:
     broken = copy.deepcopy(healthy)
     with torch.no_grad():
@@ -265,6 +282,8 @@ def test_a_handful_of_photos_is_never_judged(healthy: Captioner, shown: Dataset)
         diagnosis = diagnose(broken, Dataset(shown.split("val")[:count]))
         assert diagnosis.healthy
         assert "at least 20" in check(diagnosis, "photo-ignored").result
+        judged = {each.code for each in diagnosis.checks if each.outcome != "not run"}
+        assert judged == {"unreadable", "broken-weights"}
     assert codes(diagnose(broken, shown, photos=20)) == ["photo-ignored", "same-caption"]
 
 
@@ -485,7 +504,29 @@ class Wide(SmallEncoder):
 def test_photos_that_are_no_square_arent_turned(healthy: Captioner, shown: Dataset) -> None:
     wide = copy.deepcopy(healthy)
     wide.encoder = Wide().eval()
-    assert f"{len(PROBES) - 2} other ways" in check(diagnose(wide, shown), "wrong-preprocessing").result
+    # It refuses twice and half the size as well, by an error of its own.
+    assert f"{len(PROBES) - 4} other ways" in check(diagnose(wide, shown), "wrong-preprocessing").result
+
+
+class Stretching(SmallEncoder):
+    """Takes photos of any size and is given small ones."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.image_spec = ImageSpec(size, size)
+
+    def forward(self, images: Tensor) -> Features:
+        return super().forward(nn.functional.interpolate(images, size=(32, 32), mode="bilinear"))
+
+
+def test_photos_that_come_too_small_are_named(healthy: Captioner, shown: Dataset) -> None:
+    for size, wanted in ((32, []), (4, ["wrong-preprocessing"])):
+        small = copy.deepcopy(healthy)
+        small.encoder = Stretching(size).eval()
+        small.encoder.load_state_dict(healthy.encoder.state_dict())  # type: ignore[attr-defined]
+        diagnosis = diagnose(small, shown)
+        assert codes(diagnosis) == wanted, str(diagnosis)
+        assert all("twice as large" in finding.title for finding in diagnosis.findings)
 
 
 def test_photos_are_fetched_from_a_dataset_object(healthy: Captioner, shown: Dataset) -> None:
@@ -684,6 +725,10 @@ def unnormalised(captioner: Captioner) -> None:
     captioner.encoder.std.fill_(1.0)  # type: ignore[attr-defined]
 
 
+def smaller(captioner: Captioner) -> None:
+    captioner.encoder.image_spec = ImageSpec(96, 96)
+
+
 def reshaped(photos: Callable[[Tensor], Tensor] = same, pooled: Callable[[Tensor], Tensor] = same) -> Break:
     def wrap(captioner: Captioner) -> None:
         captioner.encoder = Reshaped(captioner.encoder, photos, pooled).eval()
@@ -699,6 +744,7 @@ REAL: dict[str, tuple[Break, str, str]] = {
     "values 255 times too small": (reshaped(lambda x: x / 255), "wrong-preprocessing", "values times 255"),
     "inverted": (reshaped(lambda x: 1 - x), "wrong-preprocessing", "inverted"),
     "upside down": (reshaped(lambda x: x.flip(2)), "wrong-preprocessing", "upside down"),
+    "photos of 96 pixels": (smaller, "wrong-preprocessing", "twice as large"),
     "sixty words": (few_words, "unknown-words", "unknown to it"),
     "it never ends": (without_end, "bad-lengths", "cut by the length limit"),
     "a weight is NaN": (lambda c: c.decoder.embedding.weight[9].fill_(math.nan), "broken-weights", "no numbers"),  # type: ignore[attr-defined]

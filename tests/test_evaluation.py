@@ -250,6 +250,8 @@ def test_clumsy_input_is_refused_before_any_photo_is_captioned(
         ({"references": REFERENCES, "metrics": "BLEU-4"}, "metric"),
         ({"references": REFERENCES, "metrics": ()}, "metric"),
         ({"references": REFERENCES, "search": "beam:0"}, "size"),
+        ({"references": REFERENCES, "frequencies": {"a": 1}}, "must be DocumentFrequencies, not dict"),
+        ({"references": REFERENCES, "frequencies": DocumentFrequencies.of([[[4, 7]]])}, "those of words.*count 4"),
     ):
         with pytest.raises(ArgumentError, match=message):
             evaluate(captioner, no_photo, **options)  # type: ignore[arg-type]

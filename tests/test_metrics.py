@@ -678,8 +678,39 @@ def test_the_identity_must_be_the_one_that_was_saved(tmp_path: Path) -> None:
     for other in ({"vocabulary": "0f3d"}, {}, {"vocabulary": "0f3c", "end": "yes"}):
         with pytest.raises(FormatError, match="counted from other data"):
             DocumentFrequencies.load(path, identity=other)
-    with pytest.raises(ArgumentError, match="identity"):
-        saved(tmp_path, identity={"vocabulary": 3})
+    for wrong in ({"vocabulary": 3}, 5, ["ab"], "text"):
+        with pytest.raises(ArgumentError, match="identity must be a dict"):
+            saved(tmp_path, identity=wrong)
+        with pytest.raises(ArgumentError, match="identity must be a dict"):
+            DocumentFrequencies.load(path, identity=wrong)  # type: ignore[arg-type]
+
+
+def test_the_digest_is_the_same_where_every_count_is_and_nowhere_else(tmp_path: Path) -> None:
+    generator = random.Random(4)
+    digests: dict[Any, str] = {}
+    for _ in range(400):
+        words = generator.choice([["a", "b"], ["a", "b", "c"], [1, 2], ["1", 1]])
+        photos = [
+            [generator.choices(words, k=generator.randint(0, 4)) for _ in range(generator.randint(1, 2))]
+            for _ in range(generator.randint(1, 3))
+        ]
+        seen = Counter(
+            ngram
+            for captions in photos
+            for ngram in {tuple(c[i : i + n]) for c in captions for n in (1, 2, 3, 4) for i in range(len(c) - n + 1)}
+        )
+        digest = DocumentFrequencies.of(photos).digest
+        assert digests.setdefault((len(photos), frozenset(seen.items())), digest) == digest
+        assert DocumentFrequencies.of(photos[::-1]).digest == digest
+    assert len(set(digests.values())) == len(digests) > 300
+    assert DocumentFrequencies.load(saved(tmp_path)).digest == DocumentFrequencies.of(REFERENCES).digest
+    assert DocumentFrequencies.of([[[np.int64(3)]]]).digest == DocumentFrequencies.of([[[3]]]).digest
+
+
+def test_frequencies_of_ids_are_refused_for_text_which_they_would_not_weigh() -> None:
+    of_ids = DocumentFrequencies.of([[[4, 7]], [[4]]])
+    with pytest.raises(ArgumentError, match="those of words"):
+        score_captions(["a dog"], [["a dog"]], frequencies=of_ids)
 
 
 @pytest.mark.parametrize(

@@ -110,11 +110,13 @@ def run(options: argparse.Namespace) -> int:
     work = _of_data(options, metrics) if options.data is not None else _of_predictions(options, metrics)
     if len(work.result.photos) == 1 and {"CIDEr-D", "CIDEr"} & set(metrics):
         _say("with one photo CIDEr-D and CIDEr are 0 whatever the caption: words weigh what other photos lack")
-    if output is not None:  # before anything else can go wrong: the captions may have taken hours
-        work.result.save(output)
-        _say(f"the result is in {output}")
     comparison = None if work.other is None else compare(work.other, work.result, force=options.force)
-    print((as_json if options.format == "jsonl" else as_text)(work.result, confidence(work.result), comparison))
+    try:
+        print((as_json if options.format == "jsonl" else as_text)(work.result, confidence(work.result), comparison))
+    finally:  # the captions may have taken hours: a closed pipe mustn't lose them
+        if output is not None:
+            work.result.save(output)
+            _say(f"the result is in {output}")
     if report is not None:
         write_report(
             report,
@@ -222,7 +224,8 @@ def _of_data(options: argparse.Namespace, metrics: Sequence[str]) -> _Work:
     split = choose_split([record.split for record in dataset.records], options.split, str(options.data))
     records = _readable(dataset.records if split is None else dataset.split(split), options.skip_bad)
     count = f"{len(records):,} photo{'s' * (len(records) != 1)}"
-    _say(f"{options.data}: {count}" + (f" of the split {split}" if split else ""))
+    hint = "" if options.split else " (--split all scores every photo)"
+    _say(f"{options.data}: {count}" + (f" of the split {split}{hint}" if split else ""))
     captioner = load_model(options.model, options.device)
     model = "bundled" if options.model is None else options.model
     name = model if options.name is None else options.name

@@ -128,7 +128,7 @@ def assemble(read: Rows, find: Callable[[Row], Found], *, seed: int, what: str, 
     """Turn rows into a Dataset.
 
     what and hint are for the error when nothing is left: what was read, and what would be accepted.
-    Raises DataError when there is no usable photo, or only one where two are needed.
+    Raises DataError when there is no usable photo.
     """
     drafts: dict[str, _Draft] = {}
     for row in read.rows:
@@ -155,7 +155,7 @@ def assemble(read: Rows, find: Callable[[Row], Found], *, seed: int, what: str, 
             draft.captions += captions
     if not drafts:
         raise DataError(f"{what} has no photo with a caption that could be used{listed(read.problems)}\n{hint}")
-    val = _held_out(drafts, read, seed, what)
+    val = _held_out(drafts, read, seed)
     records = tuple(
         Record(key, d.image, tuple(d.captions), "val" if key in val else d.split or "train", d.source)
         for key, d in drafts.items()
@@ -186,7 +186,7 @@ def _clean(read: Rows, row: Row) -> list[str]:
     return good
 
 
-def _held_out(drafts: dict[str, _Draft], read: Rows, seed: int, what: str) -> frozenset[str]:
+def _held_out(drafts: dict[str, _Draft], read: Rows, seed: int) -> frozenset[str]:
     """The ids of the photos to validate on, where the dataset names none.
 
     Each photo's own hash decides, so that adding rows moves no other photo; the lowest hash goes where nobody is
@@ -194,13 +194,8 @@ def _held_out(drafts: dict[str, _Draft], read: Rows, seed: int, what: str) -> fr
     """
     found = Counter(draft.split for draft in drafts.values())
     train = [key for key, draft in drafts.items() if draft.split in (None, "train")]
-    if found["val"] or not train:
+    if found["val"] or len(train) < 2:
         return frozenset()
-    if len(train) < 2:
-        raise DataError(
-            f"{what} has 1 usable photo to train on; at least 2 are needed, 1 of them to validate on"
-            f"{listed(read.problems)}"
-        )
     hashes = {
         key: int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogatepass")).digest()[:8], "big")
         for key in train

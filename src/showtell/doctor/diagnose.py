@@ -30,7 +30,7 @@ PHOTOS = 200
 
 _EFFECTS = {
     "wrong-preprocessing": ("photo-ignored", "same-caption", "bad-lengths", "train-val-gap"),
-    "photo-ignored": ("same-caption",),
+    "photo-ignored": ("unknown-words", "same-caption", "bad-lengths"),
     "unknown-words": ("same-caption", "bad-lengths"),
 }
 """A cause and what may follow from it."""

@@ -58,7 +58,8 @@ def check_reading(dataset: Dataset, opened: Opened, vocabulary: Vocabulary) -> C
     mute = wordless(dataset.records, vocabulary)
     rows = (*dataset.problems, *mute.values())
     result = (
-        f"{total - len(opened.bad):,} of {total:,} photos can be read; {len(rows):,} rows of captions can't be used"
+        f"{total - len(opened.bad):,} of {total:,} photos can be read; {_count(len(rows), 'row')} of captions can't be "
+        "used"
     )
     measures = (
         Measure("photos that can't be read", len(opened.bad), most=0),

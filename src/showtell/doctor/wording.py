@@ -78,8 +78,10 @@ def check_sameness(sample: Sample, vocabulary: Vocabulary) -> Check:
 
 def check_unknown(captioner: Captioner, sample: Sample, captions: Sequence[str], search: Search) -> Check:
     """Words of the references (`captions`: all of a split's) that the vocabulary lacks, and `<unk>` in what is said."""
-    vocabulary = captioner.vocabulary
-    report = vocabulary.unknown(captions)
+    few = too_few("unknown-words", len(sample.records), sample.split)
+    if few is not None:
+        return few
+    report = captioner.vocabulary.unknown(captions)
     said, words = _unknown_said(captioner, sample, search)
     rate = said / max(1, words)
     spoken = caption_health(sample.texts).unknown_ratio

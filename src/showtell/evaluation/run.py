@@ -19,7 +19,7 @@ from ..images import ImageSource
 from ..metrics import METRICS
 from ..metrics.coco import COCO_METRICS, coco_problem
 from ..metrics.frequencies import DocumentFrequencies
-from ..metrics.scores import check_metrics
+from ..metrics.scores import check_frequencies, check_metrics
 from ..progress import bar
 from ..protocols import Features, SplitEncoder, move, slice_features
 from ..search import Search, as_search, search_text
@@ -72,7 +72,8 @@ def evaluate(
         show: a progress bar; None: where standard error is a terminal.
 
     Raises:
-        ArgumentError: no photos, a photo without references, or as many photos as references are not given.
+        ArgumentError: no photos, a photo without references, as many photos as references are not given, or
+            frequencies of anything but words.
         ImageError: a photo can't be read.
         MissingPackageError: METEOR or SPICE without what they need.
     """
@@ -93,6 +94,7 @@ def evaluate(
         problem = coco_problem(metric)
         if problem:
             raise MissingPackageError(problem)
+    check_frequencies(frequencies)
     if type(batch_size) is not int or batch_size < 1:
         raise ArgumentError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
     count = len(references)

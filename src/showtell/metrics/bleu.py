@@ -59,7 +59,7 @@ def bleu_of_counts(counts: Any) -> Floats:
     Example:
         >>> counts = bleu_counts([["a", "dog"], ["a", "cat"]], [[["a", "dog"]], [["the", "cat"]]])
         >>> bleu_of_counts(counts.sum(axis=0)).round(3).tolist()  # over both photos, not the mean of each
-        [0.75, 0.612, 0.001, 0.0]
+        [0.75, 0.612, 0.007, 0.001]
 
     (prod_k (correct_k + 1e-15) / (guess_k + 1e-9)) ** (1 / n), k = 1..n, times exp(1 - 1 / ratio) if ratio < 1, with
     ratio = (candidate length + 1e-15) / (reference length + 1e-9): pycocoevalcap's guards, so a photo without a match

@@ -78,7 +78,7 @@ def caption_health(captions: Sequence[str], *, training: Iterable[str] | None = 
     """Count what is visibly wrong or dull in a captioner's captions.
 
     Example:
-        >>> health = caption_health(["a dog on a", "A dog on a.", "a <unk> cat"], training=["A dog on a"])
+        >>> health = caption_health(["a dog on a", "A dog on a", "a <unk> cat"], training=["A dog on a"])
         >>> health.most_common, round(health.unique_ratio, 2), round(health.bad_ending_ratio, 2), health.vocabulary
         ('a dog on a', 0.67, 0.67, 4)
         >>> round(health.unknown_ratio, 2), round(health.novelty, 2)

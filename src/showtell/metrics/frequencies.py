@@ -167,9 +167,7 @@ class DocumentFrequencies:
         identity: text that says what the frequencies were counted from, compared by `load`. Raises ArgumentError for
         tokens or an identity that can't be written, RunError when the file can't be.
         """
-        identity = {} if identity is None else dict(identity)
-        if not all(isinstance(text, str) for pair in identity.items() for text in pair):
-            raise ArgumentError(f"identity must be text for text, not {identity!r:.100}")
+        identity = {} if identity is None else _check_identity(identity)
         tokens = [int(t) if isinstance(t, np.integer) else t for t in self.vocabulary]
         kinds = set(map(type, tokens))
         if len(kinds) > 1 or not kinds <= {str, int}:
@@ -191,8 +189,10 @@ class DocumentFrequencies:
         """Read what `save` wrote, checking all of it; nothing in the file is executed.
 
         identity: what the file's must equal; None takes any. Raises NotFoundError when there is no such file,
-        FormatError when it is another kind of file, damaged, or of another identity.
+        FormatError when it is another kind of file, damaged, or of another identity, ArgumentError for an identity
+        that isn't text for text.
         """
+        identity = None if identity is None else _check_identity(identity)
         path = Path(path)
         _, files = journal.open_set(path.parent, [path.name])
         if path.name not in files:
@@ -211,9 +211,9 @@ class DocumentFrequencies:
             problem = found._problem()
         if problem:
             raise FormatError(f"{path} is damaged: {problem}; count the frequencies again")
-        if identity is not None and dict(identity) != header["identity"]:
+        if identity is not None and identity != header["identity"]:
             raise FormatError(
-                f"{path} was counted from other data: {header['identity']!r:.200} instead of {dict(identity)!r:.200}; "
+                f"{path} was counted from other data: {header['identity']!r:.200} instead of {identity!r:.200}; "
                 "count the frequencies again"
             )
         return found
@@ -229,6 +229,13 @@ class DocumentFrequencies:
             if (counts > shorter[prefix - 1]).any():
                 return "an n-gram is counted more often than its beginning"
         return None
+
+
+def _check_identity(identity: Any) -> dict[str, str]:
+    good = isinstance(identity, Mapping) and all(isinstance(text, str) for pair in identity.items() for text in pair)
+    if not good:
+        raise ArgumentError(f"identity must be a dict of text for text, not {identity!r:.100}")
+    return dict(identity)
 
 
 def _ranks(order: Ints) -> Ints:

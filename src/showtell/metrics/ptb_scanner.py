@@ -16,7 +16,8 @@ __all__ = ["scan"]
 # Words of ASCII letters between spaces are tokens whatever comes next, so a run of them needs no rules; most captions
 # are such a run, and one last word with a full stop.
 _RUN = re.compile(
-    r"(?:[A-Za-z]+(?:-[A-Za-z]+)*(?:(?<=[a-z][a-z])'s)?,?(?=[ \n]) *(?:[.,](?=\n| +[^ .]) *)*)+(?:([A-Za-z]{2,})[.] *\n)?"
+    r"(?:[A-Za-z]+(?:-[A-Za-z]+)*(?:(?<=[a-z][a-z])'s)?,?(?=[ \n]) *(?:[.,](?=\n| +[^ .]) *)*)+"
+    r"(?:([A-Za-z]{2,})[.] *\n)?"
 )
 _SPACES = re.compile(" +")
 

@@ -17,7 +17,7 @@ from .overlap import ReferenceIndex
 from .ptb import ptb_tokenize
 from .rouge import rouge_l
 
-__all__ = ["METRICS", "Scores", "check_metrics", "score_captions"]
+__all__ = ["METRICS", "Scores", "check_frequencies", "check_metrics", "score_captions"]
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CIDEr")
 """What `score_captions` computes unless told otherwise."""
@@ -60,7 +60,7 @@ def score_captions(
         >>> references = [["A dog runs on the grass.", "A running dog."], ["Two cats sleep.", "Cats on a sofa."]]
         >>> scores = score_captions(["a dog runs", "two cats on a sofa"], references)
         >>> round(scores.corpus["CIDEr-D"], 3), [round(value, 3) for value in scores.each["ROUGE-L"]]
-        (3.281, [0.853, 0.889])
+        (3.906, [0.772, 0.907])
 
     Args:
         candidates: one caption a photo, as text; `ptb_tokenize` splits it, alone.
@@ -71,13 +71,14 @@ def score_captions(
 
     Raises:
         ArgumentError: an unknown metric, no photos, another number of captions than photos, a photo without
-            references, a caption that is no text; the message names the place.
+            references, a caption that is no text (the message names the place), frequencies of anything but words.
         MissingPackageError: METEOR or SPICE without what they need.
 
     "CIDEr-D" is what COCO tables call CIDEr; "CIDEr" is the original, without clipping and length penalty.
     """
     wanted = check_metrics(metrics)
     texts = _check_texts(candidates, references)
+    check_frequencies(frequencies)
     corpus: dict[str, float] = {}
     each: dict[str, tuple[float, ...]] = {}
     if set(wanted) & set(METRICS):
@@ -146,6 +147,23 @@ def check_metrics(metrics: Sequence[str]) -> tuple[str, ...]:
         if metric not in (*METRICS, *_JAVA):
             raise ArgumentError(f"metrics can be {', '.join((*METRICS, *_JAVA))}; {metric!r:.60} is none")
     return tuple(dict.fromkeys(metrics))
+
+
+def check_frequencies(frequencies: DocumentFrequencies | None) -> None:
+    """Raise ArgumentError for what isn't None or document frequencies of words: those of ids would weigh nothing."""
+    if frequencies is None:
+        return
+    if not isinstance(frequencies, DocumentFrequencies):
+        raise ArgumentError(
+            f"frequencies must be DocumentFrequencies, not {type(frequencies).__name__}; "
+            "count them with DocumentFrequencies.of(references)"
+        )
+    strange = next((token for token in frequencies.vocabulary if not isinstance(token, str)), None)
+    if strange is not None:
+        raise ArgumentError(
+            "frequencies must be those of words, as ptb_tokenize gives them, to weigh text by; these count "
+            f"{strange!r:.60}"
+        )
 
 
 def _check_texts(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[str]:

@@ -129,8 +129,8 @@ def usable(dataset: Dataset, plan: Recipe, skip_bad: bool, say: Say) -> tuple[li
     validating = list(dataset.split("val"))[: plan.val_photos]
     if not training or not validating:
         raise DataError(
-            f"{len(training)} photos to train on and {len(validating)} to validate on; each needs at least one. "
-            "Name splits train and val, or give none and let showtell hold out a tenth"
+            f"{len(training)} photos to train on and {len(validating)} to validate on; each needs at least "
+            "one. Name splits train and val, or give none and let showtell hold out a tenth"
         )
     twice = [record_id for record_id, times in Counter(record.id for record in validating).items() if times > 1]
     if twice:
