@@ -204,6 +204,23 @@ def assert_equal(found: Hypotheses, expected: Hypotheses) -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_nucleus_of_a_large_vocabulary_is_the_same_however_it_is_found(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    decoder = LSTMDecoder(2000, 6, embed_dim=8, hidden_dim=8)
+    with torch.no_grad():
+        decoder.output.weight.mul_(60)  # type: ignore[union-attr]
+    features = Features(torch.randn(6, 6))
+    for top_p in (0.3, 0.9, 0.999):
+        search = Sample(5, temperature, top_p=top_p, seed=1, max_length=12)
+        few = generate(decoder, features, search)
+        with monkeypatch.context() as patch:
+            patch.setattr("showtell.search.sample._FEW", 10**6)
+            assert_equal(generate(decoder, features, search), few)
+
+
 def test_a_word_without_chance_is_never_drawn_even_at_the_edges_of_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     table = torch.full((1, 5, 5, 5), -math.inf)
     table[..., 2] = math.log(0.3)
