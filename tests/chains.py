@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from showtell.rows import Rows
 from showtell.search import Hypotheses, Mask, Step
@@ -141,3 +142,15 @@ def assert_same(found: Found, expected: Found) -> None:
     assert [one[2] for one in found] == [one[2] for one in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours[:2] == pytest.approx(theirs[:2], abs=1e-9)
+
+
+class CountReads(TorchDispatchMode):
+    """Counts operations that make the host wait for an accelerator."""
+
+    reads = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = str(func)
+        if any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique")):
+            self.reads += 1
+        return func(*args, **(kwargs or {}))

@@ -10,9 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from chains import END, START, Chains, as_list, assert_same, divisor, exhaustive, random_tables, slow_beam
+from chains import END, START, Chains, CountReads, as_list, assert_same, divisor, exhaustive, random_tables, slow_beam
 from showtell.errors import ArgumentError, RunError
 from showtell.rows import Rows
 from showtell.search import (
@@ -257,18 +256,6 @@ def test_no_images_give_no_captions_and_no_call(search: Search) -> None:
     assert found.tokens.shape == (0, k, 5)
     assert found.scores.shape == (0, k)
     assert chains.calls == 0
-
-
-class CountReads(TorchDispatchMode):
-    """Counts operations that make the host wait for an accelerator."""
-
-    reads = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        name = str(func)
-        if any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique")):
-            self.reads += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("search", ALL)

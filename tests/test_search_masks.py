@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from chains import END, Chains, as_list, assert_same, every_caption, exhaustive, random_tables, slow_beam
+from chains import END, Chains, CountReads, as_list, assert_same, every_caption, exhaustive, random_tables, slow_beam
 from showtell.decoders import LSTMDecoder
 from showtell.errors import ArgumentError, RunError
 from showtell.generate import generate
@@ -168,6 +168,28 @@ def test_masks_of_each_image_equal_the_images_one_by_one(search: Greedy | Beam) 
             alone = Chains(tables[i : i + 1]).search(search, own + [NoRepeatedWord()] * which[i])
             for many, one in zip(together, alone, strict=True):
                 assert torch.equal(many[i : i + 1], one)
+
+
+def test_masks_never_make_the_host_wait_for_an_accelerator() -> None:
+    which = (True, False, True)
+    masks: list[Mask] = [
+        MinLength(3, END),
+        MinLength((0, 2, 5), END),
+        NoRepeatedNgram(1),
+        NoRepeatedNgram(2),
+        NoRepeatedWord(),
+        Forbidden((2,)),
+        Forbidden(((2,), (), (3, 4))),
+        NoBadEnding(((2,), (3, 4)), END, 4),
+        Prefix((5,)),
+        Prefix(((5,), (), (6, 7))),
+        *(OnlyFor(NoRepeatedWord(), which), OnlyFor(Forbidden((5,)), which)),
+    ]
+    for prefix in (torch.tensor([[0]] * 6), torch.tensor([[0, 2, 3, 2]] * 6), torch.tensor([[0, 5, 6, 3]] * 6)):
+        for mask in masks:
+            with CountReads() as counted:
+                mask(prefix, torch.zeros(6, 8))
+            assert counted.reads == 0, mask
 
 
 def test_the_rules_of_the_tests_leave_something_and_take_something() -> None:

@@ -49,7 +49,7 @@ class Hypotheses(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """One step of `Greedy.steps`: tokens (N,) int64 and their log_probs (N,); the end token and 0 once ended."""
+    """One step of `Greedy.steps` or `Sample.steps`: tokens (R,) int64, their log_probs (R,); end and 0 once ended."""
 
     tokens: Tensor
     log_probs: Tensor
