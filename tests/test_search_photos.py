@@ -24,10 +24,8 @@ def captioner() -> Captioner:
 
 @pytest.fixture(scope="module")
 def encoded(captioner: Captioner, shared: Path) -> tuple[Features, list[list[str]]]:
-    records = read_dataset(shared / "flickr8k" / "dataset_flickr8k.json", shared / "flickr8k" / "images").split("val")[
-        :200
-    ]
-    return captioner.encode([record.image for record in records]), [list(record.captions) for record in records]
+    records = read_dataset(shared / "flickr8k").split("val")[:200]
+    return captioner.encode([record.photo() for record in records]), [list(record.captions) for record in records]
 
 
 def ids_of(words: Vocabulary, text: str) -> list[int]:
