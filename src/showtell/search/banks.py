@@ -19,7 +19,7 @@ from ..checks import whole
 from ..errors import ArgumentError, RunError
 from ..rows import Rows, repeat_rows
 from .base import ROUNDING, Hypotheses, Step, absent, call_step, check_start, raise_for, time_to_look
-from .frontier import Penalty, Picked, advance, begin, best, norm, set_aside, settle, tidy
+from .frontier import Penalty, Picked, begin, best, follow, going, norm, set_aside, settle, tidy
 
 __all__ = ["MAX_DEMANDS", "Demands", "Force", "check_force", "demands_of", "fewest_words", "forced_beam"]
 
@@ -150,8 +150,9 @@ def forced_beam(
         if length == max_length:
             break
         flat = Picked(*(t.flatten(0, 1) for t in picked))  # each bank as if an image of its own
-        live, totals = advance(live, flat, size, end)
-        totals = settle(totals.view(images, -1), finished, norm(max_length, length_penalty, penalty))
+        flat = going(flat, size, end)
+        live = follow(live, flat)
+        totals = settle(flat.sums.view(images, -1), finished, norm(max_length, length_penalty, penalty))
         totals = totals.view(images, banks, size)
         if time_to_look(length, live.prefix.device) and not bool((totals > -math.inf).any()):
             break

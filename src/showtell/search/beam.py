@@ -11,7 +11,7 @@ from ..errors import ArgumentError
 from ..rows import Rows, repeat_rows
 from .banks import Force, check_force, demands_of, forced_beam
 from .base import ROUNDING, Hypotheses, Search, Step, absent, call_step, check_start, raise_for, time_to_look
-from .frontier import Penalty, advance, begin, best, check_options, norm, pick, set_aside, settle, tidy
+from .frontier import Penalty, begin, best, check_options, follow, going, norm, pick, set_aside, settle, tidy
 
 __all__ = ["Beam", "check_takes_force"]
 
@@ -109,8 +109,9 @@ class Beam:
             finished = set_aside(finished, live, picked, end, norm(length, self.length_penalty, self.penalty))
             if length == self.max_length:
                 break
-            live, totals = advance(live, picked, self.size, end)
-            totals = settle(totals, finished, norm(self.max_length, self.length_penalty, self.penalty))
+            picked = going(picked, self.size, end)
+            live = follow(live, picked)
+            totals = settle(picked.sums, finished, norm(self.max_length, self.length_penalty, self.penalty))
             if time_to_look(length, live.prefix.device) and not bool((totals > -math.inf).any()):
                 break
         raise_for(wrong, finished.scores[:, 0] == -math.inf)

@@ -6,13 +6,26 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ..checks import number, whole
 from ..errors import ArgumentError
 from ..rows import Rows, repeat_rows
 from .base import ROUNDING, Hypotheses, Step, absent, call_step, check_start, raise_for, time_to_look
-from .frontier import Live, Penalty, advance, begin, best, check_options, merge, norm, pick, set_aside, settle, tidy
+from .frontier import (
+    Penalty,
+    Picked,
+    begin,
+    best,
+    check_options,
+    follow,
+    going,
+    merge,
+    norm,
+    pick,
+    set_aside,
+    settle,
+    tidy,
+)
 
 __all__ = ["DiverseBeam"]
 
@@ -90,7 +103,7 @@ class DiverseBeam:
             wrong = wrong | (alive & ~(log_probs.amax(1) <= ROUNDING)).view(images, -1).any(1)
             log_probs = log_probs.reshape(images, self.groups, width, -1)
             said = torch.zeros_like(log_probs[:, 0, 0])  # (N, V): how many live prefixes have just gone on with a word
-            sums, next_live = [], []
+            parts: list[Picked] = []
             for group in range(self.groups):
                 own, before = log_probs[:, group], totals[:, group].unsqueeze(2)
                 ranked, words = best((own - self.diversity * said.unsqueeze(1)).flatten(0, 1), 2 * width)
@@ -103,18 +116,16 @@ class DiverseBeam:
                 scale = norm(length, self.length_penalty, self.penalty)
                 finished[group] = set_aside(finished[group], live, picked, end, scale)
                 if length < self.max_length:
-                    new, total = advance(live, picked, width, end)
-                    total = settle(total, finished[group], longest)
-                    word = new.prefix[:, -1].view(images, -1)
-                    next_live.append(new)
-                    sums.append(total)
+                    picked = going(picked, width, end)
+                    total = settle(picked.sums, finished[group], longest)
+                    parts.append(picked._replace(sums=total))
                 else:  # captions cut here are avoided too
-                    word = picked.word[:, :width]
-                    total = picked.sums[:, :width].masked_fill(word == end, -math.inf)
-                said = said.scatter_add(1, word, (total > -math.inf).to(said.dtype))
+                    total = picked.sums[:, :width].masked_fill(picked.word[:, :width] == end, -math.inf)
+                said = said.scatter_add(1, picked.word[:, :width], (total > -math.inf).to(said.dtype))
             if length == self.max_length:
                 break
-            live, totals = _side_by_side(next_live, images), torch.stack(sums, dim=1)
+            together = Picked(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
+            live, totals = follow(live, together), together.sums.view(images, self.groups, width)
             if time_to_look(length, live.prefix.device) and not bool((totals > -math.inf).any()):
                 break
         found = finished[0]
@@ -122,13 +133,3 @@ class DiverseBeam:
             found = merge(found, other, found.scores.shape[1] + width)
         raise_for(wrong, found.scores[:, 0] == -math.inf)
         return tidy(found, end)
-
-
-def _side_by_side(groups: list[Live], images: int) -> Live:
-    """The groups' rows, each of N * K, as rows of N * groups * K."""
-
-    def joined(parts: list[Tensor]) -> Tensor:
-        return torch.stack([t.view(images, -1, *t.shape[1:]) for t in parts], dim=1).flatten(0, 2)
-
-    prefix, history = joined([g.prefix for g in groups]), joined([g.history for g in groups])
-    return Live(prefix, history, {name: joined([g.state[name] for g in groups]) for name in groups[0].state})

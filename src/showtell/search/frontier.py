@@ -17,11 +17,11 @@ __all__ = [
     "Live",
     "Penalty",
     "Picked",
-    "advance",
     "begin",
     "best",
     "check_options",
     "follow",
+    "going",
     "merge",
     "norm",
     "pick",
@@ -89,20 +89,19 @@ def pick(sums: Tensor, ranks: Tensor, values: Tensor, words: Tensor, first_rows:
     return Picked(first_rows + index // width, word, value, sums.gather(1, index), ranks)
 
 
-def advance(live: Live, picked: Picked, width: int, end: int) -> tuple[Live, Tensor]:
-    """The first `width` continuations of each image that don't end, as rows, and their sums (N, width)."""
+def going(picked: Picked, width: int, end: int) -> Picked:
+    """The first `width` continuations of each image that don't end; sums -inf where there are fewer."""
     ranks, slot = best(picked.ranks.masked_fill(picked.word == end, -math.inf), width)
     row, word, value, sums = (t.gather(1, slot) for t in picked[:4])
-    return follow(live, Picked(row, word, value, sums, ranks))
+    return Picked(row, word, value, sums.masked_fill(ranks == -math.inf, -math.inf), ranks)
 
 
-def follow(live: Live, picked: Picked) -> tuple[Live, Tensor]:
-    """All the continuations as rows, and their sums, -inf where there is none."""
+def follow(live: Live, picked: Picked) -> Live:
+    """Continuations as the prefixes of the next step, N * M rows."""
     kept = picked.row.flatten()
     prefix = torch.cat([live.prefix[kept], picked.word.reshape(-1, 1)], dim=1)
     history = torch.cat([live.history[kept], picked.value.reshape(-1, 1)], dim=1)
-    sums = picked.sums.masked_fill(picked.ranks == -math.inf, -math.inf)
-    return Live(prefix, history, select_rows(live.state, kept)), sums
+    return Live(prefix, history, select_rows(live.state, kept))
 
 
 def set_aside(finished: Hypotheses, live: Live, picked: Picked, end: int, divisor: float) -> Hypotheses:
