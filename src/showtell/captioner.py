@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import hub, storage, weights
 from .assembly import build_part, check_part, part_entry, shapes_only
+from .attention import AttentionMaps, attend
 from .caption import Caption
 from .captioning import caption_photos
 from .constraints import Constraints
@@ -210,6 +211,24 @@ class Captioner(nn.Module):
         return caption_photos(
             self, images, search=search, batch_size=batch_size, constraints=constraints, positions=positions
         )
+
+    def attend(
+        self, images: Photos, captions: str | Caption | Sequence[str | Caption], *, batch_size: int = 32
+    ) -> AttentionMaps | list[AttentionMaps]:
+        """Where the decoder looks for each word of a caption, as boxes of the original photo; see `showtell.attention`.
+
+        Example:
+            >>> from showtell.testing import tiny_captioner
+            >>> import torch
+            >>> captioner, photo = tiny_captioner(decoder="attention-lstm.v1"), torch.rand(3, 32, 32)
+            >>> maps = captioner.attend(photo, captioner.caption(photo))
+            >>> maps.weights.shape == (len(maps.words), len(maps.boxes))
+            True
+
+        A text's words, or a `Caption`'s tokens; lists and Features give a list. Raises ArgumentError for a decoder
+        without attention and an encoder without boxes, ImageError for a photo that can't be read.
+        """
+        return attend(self, images, captions, batch_size=batch_size)
 
     # --- saving and loading ---------------------------------------------------------------------------------------
 
