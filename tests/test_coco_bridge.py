@@ -369,7 +369,7 @@ def test_meteor_takes_any_text_and_any_language_of_the_machine(meteor: None, mon
     long = " ".join(f"dog{i}" for i in range(3000))
     texts = ["a|||b", "a\nb", "a\x85b\u2028c\x0cd", "", "|||", "\ud800 a", "\0", "日本 café", "22\u00a03/4 (x)", long]
     scores = coco_scores([*texts, "a dog"], [*([text, "a dog"] for text in texts), ["", "!"]])
-    has_words = [bool(ptb_tokenize(text.replace("|||", ""))) for text in texts]
+    has_words = [bool(ptb_tokenize(text)) for text in texts]
     assert scores.each["METEOR"] == (*map(float, has_words), 0.0)
 
 
