@@ -22,7 +22,12 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
         "timm.v1": "showtell.encoders.timm:TimmEncoder",
         "torchvision.v1": "showtell.encoders.torchvision:TorchvisionEncoder",
     },
-    "decoder": {"lstm.v1": "showtell.decoders.lstm:LSTMDecoder"},
+    "decoder": {
+        "adaptive-lstm.v1": "showtell.decoders.adaptive_lstm:AdaptiveLSTMDecoder",
+        "attention-lstm.v1": "showtell.decoders.attention_lstm:AttentionLSTMDecoder",
+        "lstm.v1": "showtell.decoders.lstm:LSTMDecoder",
+        "transformer.v1": "showtell.decoders.transformer:TransformerDecoder",
+    },
 }
 _NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*\.v[1-9][0-9]{0,3}")
 _registered: dict[Kind, dict[str, type]] = {"encoder": {}, "decoder": {}}

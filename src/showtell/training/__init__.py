@@ -1,6 +1,6 @@
 """Training: objectives, the trainer, recipes, and `train`, the one call for people."""
 
-from .objectives import CrossEntropy, Objective, Term
+from .objectives import CrossEntropy, DoublyStochastic, ForcedObjective, Objective, Term
 from .recipe import Recipe, list_recipes, load_recipe
 from .run import TrainResult, train
 from .schedule import WarmupCosine
@@ -10,6 +10,8 @@ from .vocab_transfer import with_vocabulary
 __all__ = [
     "BatchSource",
     "CrossEntropy",
+    "DoublyStochastic",
+    "ForcedObjective",
     "Objective",
     "Recipe",
     "StepReport",

@@ -15,9 +15,10 @@ from torch import nn
 from .. import encoders, storage
 from ..assembly import check_part, part_entry, rebuild_problem
 from ..captioner import Captioner
-from ..decoders import LSTMDecoder
 from ..errors import ArgumentError
+from ..generate import evaluating
 from ..protocols import Encoder, SplitEncoder, as_features
+from ..registry import component_name, find_component
 from ..vocabulary import Vocabulary
 from .recipe import Recipe
 from .vocab_transfer import with_vocabulary
@@ -27,7 +28,6 @@ __all__ = ["Init", "assemble", "fingerprint", "least_count", "load_init", "make_
 Init = str | os.PathLike[str] | Captioner | None
 Say = Callable[[str], None]
 
-_DECODER_KEYS = ("embed_dim", "hidden_dim", "layers", "dropout", "image", "tied")
 _CAPTIONS_A_COUNT = 2000
 
 
@@ -99,13 +99,16 @@ def assemble(
 
 def _new(recipe: Recipe, encoder: str | nn.Module | None, captions: Sequence[str], count: int) -> Captioner:
     chosen = recipe.encoder if encoder is None else encoder
+    kind: Any = find_component("decoder", recipe.decoder)
     part: Any
     if isinstance(chosen, nn.Module):
         part = copy.deepcopy(chosen)
     elif chosen == "default":
         part = Captioner.default().encoder
+        if kind.has_attention:
+            part = _with_grid(part)
     else:
-        part = encoders.create_pretrained(chosen)
+        part = encoders.create_pretrained(chosen, **({"grid": True} if kind.has_attention else {}))
     vocabulary = Vocabulary.build(
         captions,
         kind=cast(Any, recipe.vocabulary),
@@ -113,9 +116,22 @@ def _new(recipe: Recipe, encoder: str | nn.Module | None, captions: Sequence[str
         max_size=recipe.max_size or None,
         lowercase=recipe.lowercase,
     )
-    options: dict[str, Any] = {key: getattr(recipe, key) for key in _DECODER_KEYS}
-    decoder = LSTMDecoder(len(vocabulary), part.feature_dim, **options)
-    return Captioner(part, decoder, vocabulary, search=recipe.search)
+    decoder = kind(vocab_size=len(vocabulary), feature_dim=part.feature_dim, **recipe.decoder_options())
+    captioner = Captioner(part, decoder, vocabulary, search=recipe.search)
+    if kind.has_attention:
+        # A black photo shows whether there is a grid to look at, before hours of encoding.
+        spec = part.image_spec
+        features = captioner.encode_pixels(torch.zeros(1, 3, spec.height, spec.width))
+        with torch.inference_mode(), evaluating(decoder):
+            decoder.prepare(features)
+    return captioner
+
+
+def _with_grid(encoder: Any) -> Any:
+    """The encoder, returning its grid too."""
+    other = type(encoder)(**{**encoder.config(), "grid": True})
+    other.load_state_dict(encoder.state_dict())
+    return other
 
 
 def _grown(recipe: Recipe, start: Captioner, captions: Sequence[str], count: int, say: Say) -> Captioner:
@@ -126,9 +142,13 @@ def _grown(recipe: Recipe, start: Captioner, captions: Sequence[str], count: int
         words = old.grown(captions, min_count=count, max_size=size)
     decoder: Any = with_vocabulary(start.decoder, old, words)
     say(f"starting from a captioner: its {len(old):,} words, and {len(words) - len(old):,} new ones")
-    config = start.decoder.config()
-    other = [key for key in _DECODER_KEYS if key in config and config[key] != getattr(recipe, key)]
-    if other:
+    config, name = start.decoder.config(), component_name("decoder", type(start.decoder))
+    wanted = recipe.decoder_options()
+    other = [key for key in wanted if key in config and config[key] != wanted[key]]
+    if name != recipe.decoder:
+        kind = name or type(start.decoder).__name__
+        say(f"its decoder {kind} is kept, though the recipe names {recipe.decoder}; use --init none for that one")
+    elif other:
         kept = ", ".join(f"{key}={config[key]!r}" for key in other)
         say(f"its decoder is kept: {kept}, whatever the recipe says")
     if recipe.encoder != "default":

@@ -15,14 +15,14 @@ from ..captioner import Captioner
 from ..data import Batches, CachedInputs, Dataset, FeatureCache, ImageInputs, Record, from_objects, read_dataset
 from ..data.inputs import load_records
 from ..data.records import listed, wordless
-from ..errors import DataError
+from ..errors import ArgumentError, DataError
 from ..image_spec import ImageSpec
 from ..metrics import DocumentFrequencies
 from ..progress import bar
 from ..version import __version__
 from .assemble import make_optimizer, trunk_trains
 from .frequencies import cached_frequencies, scored_words
-from .objectives import CrossEntropy
+from .objectives import CrossEntropy, DoublyStochastic, Objective
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import WarmupCosine
@@ -162,6 +162,7 @@ def prepare(
     show: bool | None,
 ) -> Job:
     """Features, batches and trainer."""
+    objective = _objective(plan, captioner)
     records = [*training, *validating]
     bad = _wordless(records, captioner, skip_bad, say)
     if trunk_trains(captioner.encoder):
@@ -203,7 +204,7 @@ def prepare(
     total = epoch * plan.epochs
     trainer = Trainer(
         captioner,
-        CrossEntropy(plan.label_smoothing),
+        objective,
         make_optimizer(captioner, plan, carried=carried),
         WarmupCosine(min(plan.warmup, total // 10), total),
         precision=cast(Any, plan.precision),
@@ -219,6 +220,18 @@ def prepare(
     return Job(
         plan, folder, captioner, trainer, train, val, judged, frequencies, total, epoch, carried, story, say, show
     )
+
+
+def _objective(plan: Recipe, captioner: Captioner) -> Objective:
+    words = CrossEntropy(plan.label_smoothing)
+    if not plan.doubly_stochastic:
+        return words
+    if not captioner.decoder.has_attention:
+        raise ArgumentError(
+            f"doubly_stochastic = {plan.doubly_stochastic:g} needs a decoder with attention and "
+            f"{type(captioner.decoder).__name__} has none; set it to 0, or train attention-lstm.v1 (init none)"
+        )
+    return DoublyStochastic(words, plan.doubly_stochastic)
 
 
 def _wordless(records: Sequence[Record], captioner: Captioner, skip_bad: bool, say: Say) -> frozenset[int]:

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import number
+from ..errors import ArgumentError
+from ..protocols import Features, Forced
 
-__all__ = ["CrossEntropy", "Objective", "Term"]
+__all__ = ["CrossEntropy", "DoublyStochastic", "ForcedObjective", "Objective", "Term"]
 
 
 class Term(NamedTuple):
@@ -40,6 +42,14 @@ class Objective(Protocol):
 
     def __call__(self, captioner: Any, batch: Any, /) -> dict[str, Term]:
         """Run the model on one micro-batch; the same names as `weights` gives."""
+        ...
+
+
+class ForcedObjective(Objective, Protocol):
+    """An objective that looks at one forced pass, so that others can look at the same one."""
+
+    def terms(self, forced: Forced, batch: Any, /) -> dict[str, Term]:
+        """The terms of what the model said; the same names as `weights` gives."""
         ...
 
 
@@ -74,11 +84,78 @@ class CrossEntropy:
         return {"cross_entropy": float(batch.weights.sum(dtype=torch.float64))}
 
     def __call__(self, captioner: Any, batch: Any) -> dict[str, Term]:
-        """Targets (R, T) and weights (R, T) against the logits (R, T, V) of one forced pass."""
-        logits = captioner(batch.inputs, batch.tokens, trunk=batch.trunk).logits
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        """The terms of one forced pass."""
+        return self.terms(captioner(batch.inputs, batch.tokens, trunk=batch.trunk), batch)
+
+    def terms(self, forced: Forced, batch: Any) -> dict[str, Term]:
+        """Targets (R, T) and weights (R, T) against the logits (R, T, V)."""
+        logits = _wide(forced.logits)
         each = F.cross_entropy(
             logits.flatten(0, 1), batch.targets.flatten(), reduction="none", label_smoothing=self.label_smoothing
         )
         total = (each * batch.weights.flatten().to(each.dtype)).sum()
         return {"cross_entropy": Term(total, self.weights(batch)["cross_entropy"])}
+
+
+class DoublyStochastic:
+    """Another objective, and beside it: over a whole caption, every region should be looked at.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import torch
+        >>> batch = SimpleNamespace(
+        ...     inputs=None, tokens=torch.tensor([[1, 4]]), targets=torch.tensor([[4, 2]]),
+        ...     weights=torch.tensor([[1.0, 1.0]]), trunk=False,
+        ... )
+        >>> maps = torch.tensor([[[0.5, 0.5, 0.0], [0.5, 0.0, 0.5]]])
+        >>> model = lambda inputs, tokens, trunk, attention: SimpleNamespace(
+        ...     logits=torch.zeros(1, 2, 8), attention=maps)
+        >>> term = DoublyStochastic(CrossEntropy(), factor=0.5)(model, batch)["doubly_stochastic"]
+        >>> float(term.sum), term.weight, term.factor  # (1 - 1)^2 + (1 - 0.5)^2 + (1 - 0.5)^2
+        (0.5, 1.0, 0.5)
+
+    The sum over captions and regions of (1 - the region's attention over all steps)^2, divided by the number of
+    captions: Xu et al. 2015, "Show, Attend and Tell" (arXiv:1502.03044), equation 14. Padding steps and captions that
+    are padding altogether don't count, nor do regions that a mask in `batch.inputs` hides. One forced pass serves both
+    objectives; the sum is taken in float32 at least.
+
+    Args:
+        base: the objective that teaches the words, `CrossEntropy()` for instance.
+        factor: how much the term counts in the loss, 0..1000; the paper's lambda.
+
+    Raises:
+        ArgumentError: when called: a decoder without attention.
+    """
+
+    def __init__(self, base: ForcedObjective, factor: float = 1.0) -> None:
+        """Keep the settings."""
+        self.base = base
+        self.factor = number("factor", factor, 0.0, 1000.0)
+
+    def weights(self, batch: Any) -> dict[str, float]:
+        """The base's, and the number of captions of at least one word."""
+        return {**self.base.weights(batch), "doubly_stochastic": float((batch.weights > 0).any(1).sum())}
+
+    def __call__(self, captioner: Any, batch: Any) -> dict[str, Term]:
+        """The terms of one forced pass with attention."""
+        return self.terms(captioner(batch.inputs, batch.tokens, trunk=batch.trunk, attention=True), batch)
+
+    def terms(self, forced: Forced, batch: Any) -> dict[str, Term]:
+        """Attention (R, T, L) and weights (R, T)."""
+        if forced.attention is None:
+            raise ArgumentError(
+                "doubly stochastic attention needs a decoder that returns attention maps, such as attention-lstm.v1; "
+                "this one returned none"
+            )
+        real = batch.weights > 0
+        seen = (_wide(forced.attention) * real.unsqueeze(2)).sum(1)  # (R, L)
+        each = (1 - seen).square() * real.any(1, keepdim=True)
+        if isinstance(batch.inputs, Features) and batch.inputs.mask is not None:
+            mask = batch.inputs.mask
+            each = each * mask.repeat_interleave(each.shape[0] // mask.shape[0], dim=0)
+        term = Term(each.sum(), self.weights(batch)["doubly_stochastic"], self.factor)
+        return {**self.base.terms(forced, batch), "doubly_stochastic": term}
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()

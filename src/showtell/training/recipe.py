@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import tomllib
 from collections.abc import Mapping
@@ -11,15 +12,32 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..assembly import shapes_only
 from ..checks import choice, flag, number, whole
 from ..errors import ArgumentError, ComponentError, NotFoundError, ShowtellError
+from ..registry import find_component
 from ..search import parse_search
 
 __all__ = ["Recipe", "list_recipes", "load_recipe"]
 
+_DECODER_OPTIONS = (
+    "embed_dim",
+    "hidden_dim",
+    "attention_dim",
+    "layers",
+    "heads",
+    "feedforward_dim",
+    "dropout",
+    "image",
+    "gate",
+    "deep_output",
+    "positions",
+    "max_positions",
+    "tied",
+)
 _SECTIONS = {
     "encoder": ("encoder", "train_encoder", "encoder_learning_rate"),
-    "decoder": ("embed_dim", "hidden_dim", "layers", "dropout", "image", "tied"),
+    "decoder": ("decoder", *_DECODER_OPTIONS),
     "vocabulary": ("vocabulary", "min_count", "max_size", "lowercase"),
     "batch": ("photos", "captions", "max_length", "accumulate"),
     "optimizer": (
@@ -34,13 +52,14 @@ _SECTIONS = {
         "precision",
         "seed",
     ),
+    "objective": ("doubly_stochastic",),
     "validation": ("evaluate_every_epochs", "val_photos", "patience", "search"),
     "saving": ("weights_dtype", "save_every_steps"),
 }
 _HOME = {key: section for section, keys in _SECTIONS.items() for key in keys}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Every setting of a training run; `load_recipe` makes one, `recipe.changed(...)` another.
 
@@ -49,21 +68,31 @@ class Recipe:
         >>> recipe.epochs, recipe.precision
         (3, 'fp32')
 
-    What each setting means stands beside it in recipes/default.toml, which is where the defaults live.
+    What each setting means stands beside it in recipes/default.toml, which is where the defaults live. The options of
+    the decoder are None where the decoder hasn't them; one that isn't given is as in the decoder's class.
 
     Raises:
-        ArgumentError: a value out of its range.
+        ArgumentError: a value out of its range, or an option that the decoder hasn't.
+        ComponentError: no decoder of that name.
     """
 
     encoder: str
     train_encoder: bool | tuple[str, ...]
     encoder_learning_rate: float
-    embed_dim: int
-    hidden_dim: int
-    layers: int
-    dropout: float
-    image: str
-    tied: bool
+    decoder: str
+    embed_dim: int | None = None
+    hidden_dim: int | None = None
+    attention_dim: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    feedforward_dim: int | None = None
+    dropout: float | None = None
+    image: str | None = None
+    gate: str | None = None
+    deep_output: bool | None = None
+    positions: str | None = None
+    max_positions: int | None = None
+    tied: bool | None = None
     vocabulary: str
     min_count: int
     max_size: int
@@ -82,6 +111,7 @@ class Recipe:
     clip_norm: float
     precision: str
     seed: int
+    doubly_stochastic: float
     evaluate_every_epochs: int
     val_photos: int
     patience: int
@@ -114,13 +144,19 @@ class Recipe:
             ("weight_decay", 0.0, 1.0),
             ("label_smoothing", 0.0, 0.9),
             ("clip_norm", 0.0, 1e6),
+            ("doubly_stochastic", 0.0, 1000.0),
         ):
             object.__setattr__(self, key, number(key, getattr(self, key), low_, high_))
         choice("precision", self.precision, ("fp32", "bf16"))
         choice("weights_dtype", self.weights_dtype, ("float32", "float16", "bfloat16"))
         if not isinstance(self.search, str):
             raise ArgumentError(f'search must be a text such as "beam:3", not {self.search!r:.100}')
-        parse_search(self.search)
+        longest = max(self.max_length, parse_search(self.search).max_length)
+        if self.max_positions is not None and self.max_positions < longest:
+            raise ArgumentError(
+                f"max_positions = {self.max_positions} is too few for captions of {longest} tokens; raise it, or lower "
+                "max_length and the search's max_length"
+            )
 
     def _check_model(self) -> None:
         if not isinstance(self.encoder, str) or not 1 <= len(self.encoder) <= 200:
@@ -134,29 +170,59 @@ class Recipe:
             object.__setattr__(self, "train_encoder", tuple(trained))
         elif type(trained) is not bool:
             raise ArgumentError(f"train_encoder must be true, false or a list of module names, not {trained!r:.100}")
-        whole("embed_dim", self.embed_dim, 1, 16384)
-        whole("hidden_dim", self.hidden_dim, 1, 16384)
-        whole("layers", self.layers, 1, 32)
-        object.__setattr__(self, "dropout", number("dropout", self.dropout, 0.0, 0.95))
-        choice("image", self.image, ("first", "initial-state", "every-step"))
-        flag("tied", self.tied)
+        self._check_decoder()
         choice("vocabulary", self.vocabulary, ("word", "bpe"))
         whole("min_count", self.min_count, 1, 10**6)
         whole("max_size", self.max_size, 0, 10**6)
         flag("lowercase", self.lowercase)
 
+    def _check_decoder(self) -> None:
+        """Give the decoder's options their defaults; the decoder itself, built without memory, checks the values."""
+        kind: Any = find_component("decoder", self.decoder)
+        parameters = inspect.signature(kind).parameters
+        known = [key for key in _DECODER_OPTIONS if key in parameters]
+        for key in _DECODER_OPTIONS:
+            if key not in known and getattr(self, key) is not None:
+                raise ArgumentError(
+                    f"{key} is no setting of the decoder {self.decoder}, which has {', '.join(known) or 'none'}"
+                )
+        for key in known:
+            if getattr(self, key) is None:
+                if parameters[key].default is inspect.Parameter.empty:
+                    raise ArgumentError(f"the decoder {self.decoder} needs a value of {key}; its class has no default")
+                object.__setattr__(self, key, parameters[key].default)
+        if self.dropout is not None:
+            object.__setattr__(self, "dropout", number("dropout", self.dropout, 0.0, 0.95))
+        if not {"vocab_size", "feature_dim"} <= set(parameters):
+            raise ArgumentError(
+                f"the decoder {self.decoder} can't be trained by a recipe: {kind.__name__} must take vocab_size and "
+                "feature_dim"
+            )
+        with shapes_only():
+            kind(vocab_size=4, feature_dim=1, **self.decoder_options())
+
+    def decoder_options(self) -> dict[str, Any]:
+        """What the decoder's class is called with, beside vocab_size and feature_dim."""
+        return {key: getattr(self, key) for key in _DECODER_OPTIONS if getattr(self, key) is not None}
+
     def changed(self, overrides: Mapping[str, Any]) -> Recipe:
-        """A copy with other values; raises ArgumentError for an unknown name, naming the nearest one."""
+        """A copy with other values; raises ArgumentError for an unknown name, naming the nearest one.
+
+        Another `decoder` begins with the defaults of its class, whatever options the present one has.
+        """
         if not isinstance(overrides, Mapping):
             raise ArgumentError(f"settings to change are a dict such as {{'epochs': 3}}, not {overrides!r:.100}")
         for key in overrides:
             if key not in _HOME:
                 raise ArgumentError(f"a recipe has no setting {key!r:.100}{_nearest(key, _HOME)}")
-        return Recipe(**{**self.values(), **overrides})
+        kept = self.values()
+        if overrides.get("decoder", self.decoder) != self.decoder:
+            kept = {key: value for key, value in kept.items() if key not in _DECODER_OPTIONS}
+        return Recipe(**{**kept, **overrides})
 
     def values(self) -> dict[str, Any]:
-        """Setting -> value, as JSON and TOML have them."""
-        found = asdict(self)
+        """Setting -> value, as JSON and TOML have them; without the options that the decoder hasn't."""
+        found = {key: value for key, value in asdict(self).items() if value is not None}
         if isinstance(self.train_encoder, tuple):
             found["train_encoder"] = list(self.train_encoder)
         return found
