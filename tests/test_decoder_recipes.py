@@ -17,10 +17,10 @@ from showtell.data import Dataset, from_objects
 from showtell.decoders import AdaptiveLSTMDecoder, AttentionLSTMDecoder, LSTMDecoder, TransformerDecoder
 from showtell.encoders.efficientnet_lite import EfficientNetLite
 from showtell.errors import ArgumentError, ComponentError
-from showtell.registry import register_decoder
-from showtell.testing import TinyEncoder
+from showtell.registry import component_name, register_decoder
+from showtell.testing import TinyEncoder, tiny_captioner
 from showtell.training import load_recipe, train
-from showtell.training.assemble import assemble
+from showtell.training.assemble import BUNDLED_DECODER, assemble
 
 SMALL: dict[str, dict[str, Any]] = {
     "attention-lstm.v1": {"embed_dim": 8, "hidden_dim": 8, "attention_dim": 8, "gate": "vector", "tied": True},
@@ -28,6 +28,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "transformer.v1": {"hidden_dim": 8, "layers": 1, "heads": 2, "feedforward_dim": 8},
 }
 QUICK = {"epochs": 2, "min_steps": 4, "photos": 4, "captions": 2, "warmup": 1, "search": "beam:2"}
+
+
+def attending() -> Captioner:
+    recipe = load_recipe("default").changed({"decoder": "attention-lstm.v1", **SMALL["attention-lstm.v1"]})
+    return assemble(recipe, None, TinyEncoder(), ["a dog"], lambda text: None)
 
 
 def colours() -> Dataset:
@@ -178,7 +183,7 @@ def test_an_encoder_without_a_grid_is_refused_before_anything_is_encoded() -> No
 
 def test_a_start_keeps_its_decoder_and_says_so() -> None:
     recipe = load_recipe("default").changed({"decoder": "attention-lstm.v1", **SMALL["attention-lstm.v1"]})
-    start = assemble(recipe, None, TinyEncoder(), ["a dog"], lambda text: None)
+    start = attending()
     heard: list[str] = []
     made = assemble(load_recipe("default"), start, None, ["a cat"], heard.append)
     assert isinstance(made.decoder, AttentionLSTMDecoder)
@@ -186,6 +191,31 @@ def test_a_start_keeps_its_decoder_and_says_so() -> None:
     heard.clear()
     assemble(recipe.changed({"hidden_dim": 9}), start, None, ["a cat"], heard.append)
     assert any("its decoder is kept: hidden_dim=8" in line for line in heard)
+
+
+def test_a_start_with_another_decoder_than_the_recipe_asks_for_is_refused() -> None:
+    recipe = load_recipe("default").changed({"decoder": "transformer.v1", **SMALL["transformer.v1"]})
+    for start, kind in ((tiny_captioner(), "lstm.v1"), (attending(), "attention-lstm.v1")):
+        with pytest.raises(ArgumentError, match=rf"names the decoder transformer\.v1 and .* has {kind}; .*init none"):
+            assemble(recipe, start, None, ["a dog"], lambda text: None)
+
+
+def test_naming_a_decoder_is_enough_to_train_it_on_the_bundled_encoder(tmp_path: Path) -> None:
+    overrides = {**QUICK, "epochs": 1, "min_steps": 2, "decoder": "adaptive-lstm.v1", **SMALL["adaptive-lstm.v1"]}
+    heard: list[str] = []
+    options: dict[str, Any] = {"overrides": overrides, "threads": 1, "show": False, "say": heard.append}
+    result = train(colours(), tmp_path / "run", **options)
+    assert heard[0] == "a new decoder adaptive-lstm.v1, from scratch: the bundled captioner has lstm.v1"
+    captioner = Captioner.from_pretrained(result.output)
+    assert isinstance(captioner.decoder, AdaptiveLSTMDecoder)
+    assert isinstance(captioner.encoder, EfficientNetLite)
+    assert captioner.encoder.grid
+    assert "starting from scratch on the encoder default" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_the_bundled_captioner_has_the_decoder_of_the_default_recipe() -> None:
+    assert component_name("decoder", type(Captioner.default().decoder)) == load_recipe("default").decoder
+    assert load_recipe("default").decoder == BUNDLED_DECODER
 
 
 def test_doubly_stochastic_attention_without_attention_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:

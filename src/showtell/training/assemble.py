@@ -23,10 +23,22 @@ from ..vocabulary import Vocabulary
 from .recipe import Recipe
 from .vocab_transfer import with_vocabulary
 
-__all__ = ["Init", "assemble", "fingerprint", "least_count", "load_init", "make_optimizer", "trunk_trains"]
+__all__ = [
+    "BUNDLED_DECODER",
+    "Init",
+    "assemble",
+    "fingerprint",
+    "least_count",
+    "load_init",
+    "make_optimizer",
+    "trunk_trains",
+]
 
 Init = str | os.PathLike[str] | Captioner | None
 Say = Callable[[str], None]
+
+BUNDLED_DECODER = "lstm.v1"
+"""The decoder of the bundled captioner, and of a recipe that names none."""
 
 _CAPTIONS_A_COUNT = 2000
 
@@ -100,15 +112,16 @@ def assemble(
 def _new(recipe: Recipe, encoder: str | nn.Module | None, captions: Sequence[str], count: int) -> Captioner:
     chosen = recipe.encoder if encoder is None else encoder
     kind: Any = find_component("decoder", recipe.decoder)
+    looks = bool(getattr(kind, "has_attention", False))
     part: Any
     if isinstance(chosen, nn.Module):
         part = copy.deepcopy(chosen)
     elif chosen == "default":
         part = Captioner.default().encoder
-        if kind.has_attention:
+        if looks:
             part = _with_grid(part)
     else:
-        part = encoders.create_pretrained(chosen, **({"grid": True} if kind.has_attention else {}))
+        part = encoders.create_pretrained(chosen, **({"grid": True} if looks else {}))
     vocabulary = Vocabulary.build(
         captions,
         kind=cast(Any, recipe.vocabulary),
@@ -118,7 +131,7 @@ def _new(recipe: Recipe, encoder: str | nn.Module | None, captions: Sequence[str
     )
     decoder = kind(vocab_size=len(vocabulary), feature_dim=part.feature_dim, **recipe.decoder_options())
     captioner = Captioner(part, decoder, vocabulary, search=recipe.search)
-    if kind.has_attention:
+    if looks:
         # A black photo shows whether there is a grid to look at, before hours of encoding.
         spec = part.image_spec
         features = captioner.encode_pixels(torch.zeros(1, 3, spec.height, spec.width))
@@ -145,8 +158,13 @@ def _grown(recipe: Recipe, start: Captioner, captions: Sequence[str], count: int
     config, name = start.decoder.config(), component_name("decoder", type(start.decoder))
     wanted = recipe.decoder_options()
     other = [key for key in wanted if key in config and config[key] != wanted[key]]
+    kind = name or type(start.decoder).__name__
+    if name != recipe.decoder and recipe.decoder != BUNDLED_DECODER:
+        raise ArgumentError(
+            f"the recipe names the decoder {recipe.decoder} and the captioner to start from has {kind}; train the new "
+            "decoder from scratch (init none), or leave the recipe's decoder out and train on with this one"
+        )
     if name != recipe.decoder:
-        kind = name or type(start.decoder).__name__
         say(f"its decoder {kind} is kept, though the recipe names {recipe.decoder}; use --init none for that one")
     elif other:
         kept = ", ".join(f"{key}={config[key]!r}" for key in other)

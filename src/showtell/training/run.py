@@ -19,7 +19,7 @@ from ..devices import usable_device
 from ..errors import ArgumentError
 from ..progress import bar
 from ..version import __version__
-from .assemble import Init, assemble, fingerprint, load_init
+from .assemble import BUNDLED_DECODER, Init, assemble, fingerprint, load_init
 from .job import CHOSEN_BY, Job, Progress, Say, card, open_data, prepare, usable
 from .recipe import Recipe, load_recipe
 from .run_folder import RunFolder
@@ -91,7 +91,8 @@ def train(
         output: the folder of the run.
         recipe: a recipe's name, a TOML file or a `Recipe`.
         init: the captioner to start from: "default" (the bundled one), a folder, a Hub id or a `Captioner`; None:
-            from scratch, on the bundled captioner's encoder unless `encoder` or the recipe names another.
+            from scratch, on the bundled captioner's encoder unless `encoder` or the recipe names another. A recipe
+            with another decoder than the bundled captioner's makes None of "default".
         encoder: for init=None: "efficientnet-lite0", "torchvision:resnet50", "timm:NAME", or an encoder of your own.
         overrides: recipe settings to change, such as {"epochs": 3}.
         images, image_column, caption_column: as for `read_dataset`.
@@ -110,6 +111,9 @@ def train(
     """
     plan = load_recipe(recipe).changed({} if overrides is None else overrides)
     _check_start(init, output)
+    if isinstance(init, str) and init == "default" and plan.decoder != BUNDLED_DECODER:
+        say(f"a new decoder {plan.decoder}, from scratch: the bundled captioner has {BUNDLED_DECODER}")
+        init = None
     where = _device(device)
     with _threads(threads), torch.random.fork_rng(devices=[]), ExitStack() as stack:
         dataset = open_data(data, images, image_column, caption_column)
