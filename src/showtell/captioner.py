@@ -13,20 +13,19 @@ from torch import Tensor, nn
 
 from . import hub, storage, weights
 from .assembly import build_part, check_part, part_entry, shapes_only
+from .attention import AttentionMaps, attend
 from .caption import Caption, captions_of
 from .devices import usable_device
 from .errors import ArgumentError, FormatError
 from .generate import evaluating, generate
 from .images import ImageSource, load_images
+from .photos import Photos, check_batch_size, is_many, listed
 from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder, as_features, join_features, slice_features
 from .registry import Kind
 from .search import Greedy, Search, as_search, search_from_config, search_to_config
 from .vocabulary import Vocabulary
 
 __all__ = ["Caption", "Captioner", "Photos"]
-
-Photos = ImageSource | Sequence[ImageSource] | Features
-"""One photo, several photos, or the features of N photos as an encoder returns them."""
 
 _DEFAULT_FOLDER = Path(__file__).parent / "default_model"
 
@@ -135,8 +134,8 @@ class Captioner(nn.Module):
 
         A single photo gives the Features of one. Raises ImageError for a photo that can't be read.
         """
-        photos = _listed(images)
-        _check_batch_size(batch_size)
+        photos = listed(images)
+        check_batch_size(batch_size)
         if not photos:
             raise ArgumentError("no photos to encode; pass at least one")
         parts = []
@@ -176,7 +175,7 @@ class Captioner(nn.Module):
             ArgumentError: an option makes no sense.
         """
         results = [best[0] for best in self.generate(images, search=search, batch_size=batch_size)]
-        return results if isinstance(images, Features) or _is_many(images) else results[0]
+        return results if isinstance(images, Features) or is_many(images) else results[0]
 
     def generate(
         self, images: Photos, *, search: Search | str | None = None, batch_size: int = 32
@@ -192,13 +191,13 @@ class Captioner(nn.Module):
 
         Arguments and errors are those of `caption`.
         """
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         how = self.search if search is None else as_search(search)
         if isinstance(images, Features):
             count = as_features(images, "caption takes").pooled.shape[0]
             parts = (slice_features(images, i, i + batch_size) for i in range(0, count, batch_size))
         else:
-            photos = _listed(images)
+            photos = listed(images)
             parts = (
                 self.encode(photos[i : i + batch_size], batch_size=batch_size)
                 for i in range(0, len(photos), batch_size)
@@ -216,6 +215,24 @@ class Captioner(nn.Module):
             )
             captions += captions_of(found, words)
         return captions
+
+    def attend(
+        self, images: Photos, captions: str | Caption | Sequence[str | Caption], *, batch_size: int = 32
+    ) -> AttentionMaps | list[AttentionMaps]:
+        """Where the decoder looks for each word of a caption, as boxes of the original photo; see `showtell.attention`.
+
+        Example:
+            >>> from showtell.testing import tiny_captioner
+            >>> import torch
+            >>> captioner, photo = tiny_captioner(decoder="attention-lstm.v1"), torch.rand(3, 32, 32)
+            >>> maps = captioner.attend(photo, captioner.caption(photo))
+            >>> maps.weights.shape == (len(maps.words), len(maps.boxes))
+            True
+
+        A text's words, or a `Caption`'s tokens; lists and Features give a list. Raises ArgumentError for a decoder
+        without attention and an encoder without boxes, ImageError for a photo that can't be read.
+        """
+        return attend(self, images, captions, batch_size=batch_size)
 
     # --- saving and loading ---------------------------------------------------------------------------------------
 
@@ -380,16 +397,3 @@ class Captioner(nn.Module):
 
 def _parts(captioner: Captioner) -> dict[str, nn.Module]:
     return {"encoder": cast(nn.Module, captioner.encoder), "decoder": cast(nn.Module, captioner.decoder)}
-
-
-def _is_many(images: object) -> bool:
-    return isinstance(images, (list, tuple)) and not isinstance(images, Features)
-
-
-def _listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
-    return list(cast(Sequence[ImageSource], images)) if _is_many(images) else [cast(ImageSource, images)]
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if type(batch_size) is not int or batch_size < 1:
-        raise ArgumentError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")

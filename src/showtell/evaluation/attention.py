@@ -1,4 +1,4 @@
-"""Where a decoder looked at each word of a caption: one forced pass over a photo."""
+"""Where a decoder looked at each word of a caption, over a picture of what the encoder saw."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from ..attention import look, words_of
 from ..captioner import Captioner
-from ..errors import ArgumentError
-from ..generate import evaluating
 from ..images import ImageSource, load_image
 from ..pictures import Picture, picture_of, small_picture
 
-__all__ = ["AttentionMaps", "attention_maps"]
+__all__ = ["SeenMaps", "attention_maps"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -22,7 +21,7 @@ _MOST_WORDS = 40
 
 
 @dataclass(frozen=True)
-class AttentionMaps:
+class SeenMaps:
     """Where a decoder looked, word by word.
 
     picture: what the encoder saw, possibly scaled down. words: T of them. weights (T, L): of each region, in 0..1; a
@@ -35,46 +34,25 @@ class AttentionMaps:
     boxes: Array
 
 
-def attention_maps(captioner: Captioner, image: ImageSource, caption: str) -> AttentionMaps:
+def attention_maps(captioner: Captioner, image: ImageSource, caption: str) -> SeenMaps:
     """The attention of a captioner while it is made to say `caption` of a photo.
 
     Example:
         >>> attention_maps(captioner, "dog.jpg", "a dog runs").words  # doctest: +SKIP
         ('a', 'dog', 'runs')
 
-    Words that the vocabulary doesn't know are `<unk>`; of a long caption the first 40 are looked at. The captioner is
-    left in the mode it was in.
+    As `Captioner.attend`, but on what the encoder saw. Of a long caption the first 40 words are looked at.
 
     Raises:
         ArgumentError: its decoder has no attention or returns maps of another shape than (1, words, regions), or its
             encoder doesn't say where the regions are.
         NotFoundError, ImageError: the photo can't be read.
     """
-    if not captioner.decoder.has_attention:
-        raise ArgumentError(f"{type(captioner.decoder).__name__} has no attention to show")
-    vocabulary = captioner.vocabulary
-    ids = vocabulary.encode(caption)[:_MOST_WORDS]
+    ids = captioner.vocabulary.encode(caption)[:_MOST_WORDS]
     pixels = load_image(image, captioner.encoder.image_spec)
-    picture = _picture(pixels)
-    if not ids:
-        return AttentionMaps(picture, (), np.zeros((0, 0)), np.zeros((0, 4)))
-    features = captioner.encode_pixels(pixels.unsqueeze(0))
-    tokens = torch.tensor([[vocabulary.start_id, *ids[:-1]]], device=features.pooled.device)
-    with torch.inference_mode(), evaluating(captioner):
-        found = captioner(features, tokens, attention=True).attention
-    boxes = features.boxes
-    if boxes is None:
-        raise ArgumentError(f"{type(captioner.encoder).__name__} doesn't say where its regions are (Features.boxes)")
-    expected = (1, len(ids), boxes.shape[1])
-    if found is None or tuple(found.shape) != expected:
-        shape = None if found is None else tuple(found.shape)
-        raise ArgumentError(f"{type(captioner.decoder).__name__} returned attention of shape {shape}, not {expected}")
-    weights = found[0].float()
-    if features.mask is not None:
-        weights = weights * features.mask[0]
-    weights = weights.nan_to_num(0.0).clamp(0.0, 1.0)
-    words = tuple(vocabulary.decode([number]).strip() for number in ids)
-    return AttentionMaps(picture, words, weights.cpu().numpy(), boxes[0].float().clamp(0, 1).cpu().numpy())
+    looked = look(captioner, captioner.encode_pixels(pixels.unsqueeze(0)), [ids])
+    words = words_of(captioner.vocabulary, ids)
+    return SeenMaps(_picture(pixels), words, looked.weights[0].numpy(), looked.boxes[0].numpy())
 
 
 def _picture(pixels: torch.Tensor) -> Picture:

@@ -11,7 +11,7 @@ import numpy as np
 from ..data.gather import is_file
 from ..errors import ShowtellError
 from ..pictures import Picture, small_picture
-from .attention import AttentionMaps, attention_maps
+from .attention import SeenMaps, attention_maps
 from .report_entry import Entry
 from .report_html import Html, count, element, join, percent, score, text
 
@@ -183,7 +183,7 @@ def _attention(entry: Entry, caption: str, image: str | None, number: int) -> Ht
     )
 
 
-def _word(maps: AttentionMaps, place: int, name: str, most: float) -> Html:
+def _word(maps: SeenMaps, place: int, name: str, most: float) -> Html:
     width, height = maps.picture.width, maps.picture.height
     weights, word = maps.weights[place], text(maps.words[place], 40)
     levels = np.rint(weights / most * _LEVELS).astype(int)

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..captioner import Captioner
-from ..checks import flag, whole
-from ..decoders import LSTMDecoder
+from ..checks import choice, flag, whole
 from ..image_spec import ImageSpec
 from ..protocols import Features
-from ..registry import register_encoder
+from ..registry import find_component, register_encoder
 from ..vocabulary import Vocabulary
 
 __all__ = ["TinyEncoder", "tiny_captioner"]
@@ -76,22 +75,35 @@ _CAPTIONS = (
 )
 
 
-def tiny_captioner(*, seed: int = 0, captions: Sequence[str] = _CAPTIONS, dropout: float = 0.0) -> Captioner:
-    """A complete captioner of about 3,000 random weights, for tests: photos of any size in, nonsense out.
+_DECODERS: dict[str, dict[str, Any]] = {
+    "lstm.v1": {"embed_dim": 16, "hidden_dim": 16},
+    "attention-lstm.v1": {"embed_dim": 16, "hidden_dim": 16, "attention_dim": 16},
+    "adaptive-lstm.v1": {"embed_dim": 16, "hidden_dim": 16, "attention_dim": 16},
+    "transformer.v1": {"hidden_dim": 16, "layers": 2, "heads": 2, "feedforward_dim": 32},
+}
+
+
+def tiny_captioner(
+    *, seed: int = 0, captions: Sequence[str] = _CAPTIONS, dropout: float = 0.0, decoder: str = "lstm.v1"
+) -> Captioner:
+    """A complete captioner of a few thousand random weights, for tests: photos of any size in, nonsense out.
 
     Example:
         >>> tiny_captioner().decoder.vocab_size
         25
 
     `seed`: of the weights; torch's random state stays as it is. `captions`: texts whose words are the vocabulary.
-    `dropout`: the decoder's, 0..0.95.
+    `dropout`: the decoder's, 0..0.95. `decoder`: "lstm.v1", or with attention "attention-lstm.v1", "adaptive-lstm.v1",
+    "transformer.v1".
     """
+    sizes = _DECODERS[choice("decoder", decoder, tuple(_DECODERS))]
     vocabulary = Vocabulary.build(captions, min_count=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = TinyEncoder()
-        decoder = LSTMDecoder(len(vocabulary), encoder.feature_dim, embed_dim=16, hidden_dim=16, dropout=dropout)
+        kind: Any = find_component("decoder", decoder)
+        made = kind(len(vocabulary), encoder.feature_dim, dropout=dropout, **sizes)
         with torch.no_grad():
-            for parameter in decoder.parameters():
+            for parameter in made.parameters():
                 parameter.mul_(3.0)  # fresh weights say nearly the same for every photo
-    return Captioner(encoder, decoder, vocabulary)
+    return Captioner(encoder, made, vocabulary)
