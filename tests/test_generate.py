@@ -9,9 +9,15 @@ from showtell.errors import ArgumentError, RunError
 from showtell.generate import generate
 from showtell.protocols import Features
 from showtell.rows import Rows
-from showtell.search import Beam, Greedy, Search
+from showtell.search import Beam, DiverseBeam, Greedy, Sample, Search
 
-SEARCHES = [Greedy(8), Beam(3, 8), Beam(4, 8, 0.8)]
+SEARCHES = [
+    Greedy(8),
+    Beam(3, 8),
+    Beam(4, 8, 0.8, "gnmt"),
+    DiverseBeam(4, 2, 0.5, 8),
+    Sample(3, 1.2, top_p=0.95, seed=3, max_length=8),
+]
 
 
 def make_decoder(seed: int = 0) -> LSTMDecoder:
@@ -45,7 +51,7 @@ def test_a_batch_gives_what_its_photos_give_one_by_one(search: Search) -> None:
     found = generate(decoder, Features(pooled), search)
     assert len(set(map(str, found.tokens[:, 0].tolist()))) > 1
     for i in range(6):
-        alone = generate(decoder, Features(pooled[i : i + 1]), search)
+        alone = generate(decoder, Features(pooled[i : i + 1]), search, positions=[i])
         assert torch.equal(alone.tokens[0], found.tokens[i])
         assert torch.allclose(alone.scores[0], found.scores[i], atol=1e-5)
 
@@ -146,3 +152,42 @@ def test_any_decoder_with_the_protocol_will_do(search: Search) -> None:
     found = generate(Parrot(), Features(torch.tensor([[7.0], [9.0]])), search)  # type: ignore[arg-type]
     assert found.tokens[:, 0, :2].tolist() == [[7, 2], [9, 2]]
     assert found.lengths[:, 0].tolist() == [2, 2]
+
+
+def test_forced_words_appear_and_log_probs_stay_the_models_own() -> None:
+    decoder = make_decoder().eval()
+    features = Features(torch.randn(4, 6))
+    force = [[[10], [11, 12]], [], [[13], [14], [15]], [[16]]]
+    found = generate(decoder, features, Beam(2, 8), force=force)
+    for demands, captions in zip(force, found.tokens.tolist(), strict=True):
+        assert all(set(caption) & set(demand) for caption in captions for demand in demands)
+    inputs = torch.cat([torch.ones_like(found.tokens[..., :1]), found.tokens[..., :-1]], 2).flatten(0, 1)
+    logits = decoder(inputs, decoder.prepare(features)).logits
+    forced = logits.log_softmax(-1).gather(2, found.tokens.flatten(0, 1).unsqueeze(2)).view(found.tokens.shape)
+    real = torch.arange(8) < found.lengths.unsqueeze(2)
+    assert torch.allclose(found.token_log_probs, forced.where(real, 0.0), atol=1e-5)
+    plain = generate(decoder, features, Beam(2, 8))
+    assert torch.equal(found.tokens[1], plain.tokens[1])
+
+
+@pytest.mark.parametrize(
+    ("search", "force", "message"),
+    [
+        (Greedy(8), [[[10]]], "forced words need Beam"),
+        (DiverseBeam(max_length=8), [[[10]]], "forced words need Beam"),
+        (Sample(max_length=8), [[[10]]], "forced words need Beam"),
+        (Beam(2, 8), [[[30]]], r"whole number in 0\.\.29"),
+        (Beam(2, 8), [[[0, 3]]], "image 0.*all are forbidden"),
+        (Beam(2, 8), [[[2]]], "image 0: the end token 2"),
+        (Beam(2, 8), [], "for each of 1 images"),
+        (Beam(2, 1), [[[10], [11]]], "2 words at least"),
+    ],
+)
+def test_demands_that_no_caption_can_satisfy_are_refused(search: Search, force: object, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        generate(make_decoder(), Features(torch.randn(1, 6)), search, force=force)  # type: ignore[arg-type]
+
+
+def test_no_demands_ask_nothing_of_a_search() -> None:
+    for search in SEARCHES:
+        assert generate(make_decoder(), Features(torch.randn(2, 6)), search, force=[[], []]).tokens.shape[0] == 2

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,112 +12,32 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from chains import END, START, Chains, as_list, assert_same, divisor, exhaustive, random_tables, slow_beam
 from showtell.errors import ArgumentError, RunError
 from showtell.rows import Rows
 from showtell.search import (
     Beam,
+    DiverseBeam,
     Greedy,
-    Hypotheses,
+    Mask,
+    Sample,
     Search,
     base,
-    beam,
+    frontier,
     parse_search,
     search_from_config,
+    search_text,
     search_to_config,
 )
+from showtell.search.masks import MinLength, NoBadEnding, NoRepeatedNgram
 
-START, END = 0, 1
-
-
-class Chains:
-    """A second-order Markov chain for each image, as a step whose state must have followed the prefix."""
-
-    def __init__(self, tables: Tensor) -> None:
-        """Tables are (N, V, V, V) log-probabilities: image, last word but one, last word, next word."""
-        self.tables = tables
-        self.calls = 0
-
-    def state(self) -> Rows:
-        n = self.tables.shape[0]
-        return {"image": torch.arange(n), "before": torch.full((n,), START), "seen": torch.zeros(n, dtype=torch.int64)}
-
-    def __call__(self, prefix: Tensor, state: Rows) -> tuple[Tensor, Rows]:
-        self.calls += 1
-        seen = torch.zeros_like(state["seen"])
-        for column in range(prefix.shape[1] - 1):
-            seen = seen * 31 + prefix[:, column]
-        assert torch.equal(seen, state["seen"]), "the state didn't follow its prefix"
-        last = prefix[:, -1]
-        log_probs = self.tables[state["image"], state["before"], last]
-        return log_probs, {"image": state["image"], "before": last, "seen": seen * 31 + last}
-
-    def search(self, search: Search) -> Hypotheses:
-        return search(self, self.state(), images=self.tables.shape[0], start=START, end=END, device="cpu")
-
-
-def random_tables(
-    seed: int, images: int, words: int, *, coarse: bool = False, dtype: torch.dtype = torch.float64
-) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    if coarse:  # few different values: many exact ties, and forbidden words
-        levels = torch.tensor([0.5, 0.25, 0.25, 0.125, 0.0], dtype=dtype).log()
-        return levels[torch.randint(0, 5, (images, words, words, words), generator=generator)]
-    return (2 * torch.randn(images, words, words, words, generator=generator, dtype=dtype)).log_softmax(-1)
-
-
-Found = list[tuple[float, float, tuple[int, ...]]]  # score, log-probability, words
-
-
-def as_list(found: Hypotheses, image: int) -> Found:
-    return [
-        (float(score), float(total), tuple(tokens[:length].tolist()))
-        for score, total, tokens, length in zip(
-            found.scores[image], found.log_probs[image], found.tokens[image], found.lengths[image].tolist(), strict=True
-        )
-        if length
-    ]
-
-
-def exhaustive(table: Tensor, max_length: int, penalty: float) -> Found:
-    """Every caption of a chain, best first."""
-    words = table.shape[0]
-    everything: Found = []
-    for length in range(1, max_length + 1):
-        for caption in itertools.product(range(words), repeat=length):
-            open_end = length == max_length and END not in caption
-            if not open_end and (END not in caption or caption.index(END) != length - 1):
-                continue
-            path = (START, START, *caption)
-            total = sum(float(table[path[i], path[i + 1], path[i + 2]]) for i in range(length))
-            if total > -math.inf:
-                everything.append((total / length**penalty, total, caption))
-    return sorted(everything, reverse=True)
-
-
-def slow_beam(table: Tensor, size: int, max_length: int, penalty: float) -> Found:
-    """Beam search in plain Python, without early stop."""
-    rows = table.tolist()
-    live: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    finished: Found = []
-    for length in range(1, max_length + 1):
-        candidates = []
-        for rank, (total, caption) in enumerate(live):
-            path = (START, START, *caption)
-            for word, log_prob in enumerate(rows[path[-2]][path[-1]]):
-                if log_prob > -math.inf:
-                    candidates.append((-(total + log_prob), rank, -log_prob, word, caption))
-        candidates.sort()
-        for minus, _, _, word, caption in candidates[:size]:
-            if word == END or length == max_length:
-                finished.append((-minus / length**penalty, -minus, (*caption, word)))
-        live = [(-minus, (*caption, word)) for minus, _, _, word, caption in candidates if word != END][:size]
-    return sorted(finished, key=lambda one: -one[0])[:size]  # stable: the earlier one of equals
-
-
-def assert_same(found: Found, expected: Found) -> None:
-    assert [one[2] for one in found] == [one[2] for one in expected]
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours[:2] == pytest.approx(theirs[:2], abs=1e-9)
+ALL = [
+    Greedy(20),
+    Beam(3, 20),
+    Beam(3, 20, 1.0),
+    DiverseBeam(4, 2, 0.5, 20),
+    Sample(3, top_k=5, top_p=0.9, seed=1, max_length=20),
+]
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 2.5, 5.0])
@@ -201,7 +121,9 @@ def test_one_step_can_be_streamed_without_the_next_being_computed() -> None:
     assert chains.calls == 1
 
 
-@pytest.mark.parametrize("search", [Greedy(7), Beam(3, 7), Beam(3, 7, 1.0)])
+@pytest.mark.parametrize(
+    "search", [Greedy(7), Beam(3, 7), Beam(3, 7, 1.0), DiverseBeam(4, 2, 0.5, 7), Sample(3, max_length=7)]
+)
 def test_a_decoder_that_never_ends_is_cut_at_the_limit(search: Search) -> None:
     tables = random_tables(0, 2, 5)
     tables[..., END] = -math.inf
@@ -210,7 +132,10 @@ def test_a_decoder_that_never_ends_is_cut_at_the_limit(search: Search) -> None:
     assert not (found.tokens == END).any()
 
 
-@pytest.mark.parametrize("search", [Greedy(7), Beam(3, 7), Beam(3, 7, 2.0)])
+@pytest.mark.parametrize(
+    "search",
+    [Greedy(7), Beam(3, 7), Beam(3, 7, 2.0), DiverseBeam(3, 1, 0.5, 7), Sample(3, distinct=True, max_length=7)],
+)
 def test_a_decoder_that_ends_at_once_gives_one_caption_of_the_end_token(search: Search) -> None:
     tables = torch.full((2, 5, 5, 5), -math.inf)
     tables[..., END] = 0.0
@@ -235,7 +160,7 @@ def test_a_beam_wider_than_the_vocabulary_finds_each_caption_once() -> None:
 
 
 def test_a_vocabulary_of_the_end_token_alone_is_enough() -> None:
-    for search in (Greedy(3), Beam(2, 3)):
+    for search in (Greedy(3), Beam(2, 3), DiverseBeam(2, 2, 0.5, 3), Sample(2, top_k=5, top_p=0.5, max_length=3)):
         found = search(lambda p, s: (torch.zeros(p.shape[0], 1), s), {}, images=2, start=0, end=0, device="cpu")
         assert found.lengths[:, 0].tolist() == [1, 1]
 
@@ -276,7 +201,15 @@ def test_what_is_true_of_every_search(
     tables[:, :, 2:, END] = tables[:, :, 2:, END].clamp(min=-3.0)  # something can always end
     tables[:, :, START, 2] = -1.0
     tables[:, :, START, END] = -2.0
-    for search in (Greedy(max_length), Beam(size, max_length, penalty)):
+    searches: list[Any] = [
+        Greedy(max_length),
+        Beam(size, max_length, penalty),
+        Beam(size, max_length, penalty, "gnmt"),
+        DiverseBeam(2 * size, 2, 0.5, max_length, penalty),
+        Sample(size, 1.3, 4, 0.9, 0.05, seed, max_length=max_length),
+        Sample(size, seed=seed, distinct=True, max_length=max_length),
+    ]
+    for search in searches:
         found = Chains(tables).search(search)
         k = found.tokens.shape[1]
         assert found.tokens.shape == found.token_log_probs.shape == (images, k, max_length)
@@ -285,7 +218,8 @@ def test_what_is_true_of_every_search(
         assert (found.scores[:, 1:] <= found.scores[:, :-1]).all()
         for image in range(images):
             captions = as_list(found, image)
-            assert len({c[2] for c in captions}) == len(captions)
+            if isinstance(search, Beam) or (isinstance(search, Sample) and search.distinct):
+                assert len({c[2] for c in captions}) == len(captions)
             for rank, (score, total, caption) in enumerate(captions):
                 assert END not in caption[:-1]
                 assert caption[-1] == END or len(caption) == max_length
@@ -295,26 +229,31 @@ def test_what_is_true_of_every_search(
                 padded = steps + [0.0] * (max_length - len(caption))
                 assert found.token_log_probs[image, rank].tolist() == padded
                 assert total == pytest.approx(sum(steps), abs=1e-4)
-                length_cost = len(caption) ** (penalty if isinstance(search, Beam) else 0.0)
-                assert score == pytest.approx(total / length_cost, abs=1e-4)
-            alone = Chains(tables[image : image + 1]).search(search)
+                cost = 1.0
+                if isinstance(search, Beam | DiverseBeam):
+                    cost = divisor(len(caption), penalty, search.penalty)
+                assert score == pytest.approx(total / cost, abs=1e-4)
+            own = {"positions": [image]} if isinstance(search, Sample) else {}
+            alone = Chains(tables[image : image + 1]).search(search, **own)
             for batched, single in zip(found, alone, strict=True):
                 assert torch.equal(batched[image : image + 1], single)
 
 
-def test_a_thousand_images_at_once_equal_a_few_at_a_time() -> None:
+@pytest.mark.parametrize("search", [Greedy(8), Beam(3, 8), DiverseBeam(4, 2, 0.5, 8), Sample(3, seed=1, max_length=8)])
+def test_a_thousand_images_at_once_equal_a_few_at_a_time(search: Search) -> None:
     tables = random_tables(5, 1000, 5, dtype=torch.float32)
-    found = Chains(tables).search(Beam(3, 8))
-    some = Chains(tables[500:510]).search(Beam(3, 8))
+    found = Chains(tables).search(search)
+    own = {"positions": range(500, 510)} if isinstance(search, Sample) else {}
+    some = Chains(tables[500:510]).search(search, **own)
     for many, few in zip(found, some, strict=True):
         assert torch.equal(many[500:510], few)
 
 
-@pytest.mark.parametrize("search", [Greedy(5), Beam(3, 5)])
+@pytest.mark.parametrize("search", [Greedy(5), Beam(3, 5), DiverseBeam(3, max_length=5), Sample(3, max_length=5)])
 def test_no_images_give_no_captions_and_no_call(search: Search) -> None:
     chains = Chains(random_tables(0, 1, 5)[:0])
     found = chains.search(search)
-    k = 3 if isinstance(search, Beam) else 1
+    k = 1 if isinstance(search, Greedy) else 3
     assert found.tokens.shape == (0, k, 5)
     assert found.scores.shape == (0, k)
     assert chains.calls == 0
@@ -332,7 +271,7 @@ class CountReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("search", [Greedy(20), Beam(3, 20), Beam(3, 20, 1.0)])
+@pytest.mark.parametrize("search", ALL)
 def test_an_accelerator_is_asked_every_few_steps_and_gives_the_same(
     search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,18 +286,21 @@ def test_an_accelerator_is_asked_every_few_steps_and_gives_the_same(
     for coarse in (False, True):
         tables = random_tables(7, 6, 6, coarse=coarse)
         tables[..., END] = tables[..., END].clamp(min=-4.0)
-        expected = Quiet(tables).search(search)
+        rules: tuple[list[Mask], ...] = ([], [MinLength(3, END), NoRepeatedNgram(2), NoBadEnding(((2,),), END, 20)])
+        masks = rules[not coarse]
+        own = {"force": [[[2], [3, 4]]] * 6} if search == Beam(3, 20) else {}
+        expected = Quiet(tables).search(search, masks, **own)
         with monkeypatch.context() as patch:
             patch.setattr(base, "looking_is_free", lambda device: False)
-            patch.setattr(beam, "looking_is_free", lambda device: False)
+            patch.setattr(frontier, "looking_is_free", lambda device: False)
             with CountReads() as counted:
-                found = Quiet(tables).search(search)
+                found = Quiet(tables).search(search, masks, **own)
         for ours, theirs in zip(found, expected, strict=True):
             assert torch.equal(ours, theirs)
         assert counted.reads <= 3 * 3  # at most three questions at steps 8, 16 and 20
 
 
-@pytest.mark.parametrize("search", [Greedy(5), Beam(1, 5), Beam(3, 5)])
+@pytest.mark.parametrize("search", [Greedy(5), Beam(1, 5), Beam(3, 5), DiverseBeam(4, 2), Sample(3)])
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.7])
 def test_nan_and_values_above_zero_are_refused_by_image(search: Search, value: float) -> None:
     tables = random_tables(0, 3, 5)
@@ -367,7 +309,7 @@ def test_nan_and_values_above_zero_are_refused_by_image(search: Search, value: f
         Chains(tables).search(search)
 
 
-@pytest.mark.parametrize("search", [Greedy(5), Beam(1, 5), Beam(3, 5)])
+@pytest.mark.parametrize("search", [Greedy(5), Beam(1, 5), Beam(3, 5), DiverseBeam(4, 2), Sample(3)])
 @pytest.mark.parametrize("from_word", [slice(None), slice(2, None)], ids=["at-once", "later"])
 def test_an_image_with_every_word_forbidden_is_refused(search: Search, from_word: slice) -> None:
     tables = random_tables(0, 3, 5)
@@ -396,18 +338,18 @@ def test_what_follows_a_finished_caption_or_a_dead_prefix_is_nobodys_business(af
     tables[1, :, START, 2] = -1.0
     tables[1, :, 2, 2] = -1.0
     tables[1, :, [0, 1, 3], 3] = -1.0
-    for search in (Greedy(5), Beam(3, 5)):
+    for search in (Greedy(5), Beam(3, 5), DiverseBeam(3, 3, 0.5, 5), Sample(3, max_length=5)):
         found = Chains(tables).search(search)
         assert found.lengths[:, 0].tolist() == [1, 5]
 
 
-@pytest.mark.parametrize("search", [Greedy(5), Beam(2, 5)])
+@pytest.mark.parametrize("search", [Greedy(5), Beam(2, 5), DiverseBeam(2, 2, 0.5, 5), Sample(2, max_length=5)])
 def test_half_precision_is_summed_in_float32(search: Search) -> None:
     found = Chains(random_tables(0, 2, 5).bfloat16()).search(search)
     assert found.log_probs.dtype == found.token_log_probs.dtype == torch.float32
 
 
-@pytest.mark.parametrize("search", [Greedy(5), Beam(2, 5)])
+@pytest.mark.parametrize("search", [Greedy(5), Beam(2, 5), DiverseBeam(2, 2, 0.5, 5), Sample(2, max_length=5)])
 def test_steps_and_states_of_the_wrong_shape_are_refused(search: Search) -> None:
     def run(log_probs: Tensor, state: Rows | None = None, end: int = 1, images: int = 1) -> None:
         search(lambda p, s: (log_probs, s), state or {}, images=images, start=0, end=end, device="cpu")
@@ -415,7 +357,7 @@ def test_steps_and_states_of_the_wrong_shape_are_refused(search: Search) -> None
     for bad in (torch.zeros(5), torch.zeros(7, 4), torch.zeros(1, 1, 4), torch.zeros(search.max_length, 4).long()):
         with pytest.raises(ArgumentError, match="a step of"):
             run(bad)
-    rows = 2 if isinstance(search, Beam) else 1
+    rows = 1 if isinstance(search, Greedy) else 2
     with pytest.raises(ArgumentError, match="end token 4"):
         run(torch.zeros(rows, 4), end=4)
     with pytest.raises(ArgumentError, match="'h'"):
@@ -429,7 +371,7 @@ def test_the_best_of_a_row_are_sorted_and_equal_ones_in_index_order(tied: float)
     rng = random.Random(0)
     for width, count in ((1, 1), (1, 4), (5, 2), (5, 5), (40, 6), (3000, 9)):
         rows = [[rng.choice([tied, 2.0, 3.0, rng.random()]) for _ in range(width)] for _ in range(4)]
-        values, index = beam._best(torch.tensor(rows), count)
+        values, index = frontier.best(torch.tensor(rows), count)
         for row, top, places in zip(torch.tensor(rows).tolist(), values.tolist(), index.tolist(), strict=True):
             expected = sorted(range(width), key=lambda i: (-row[i], i))[:count]
             assert top == [row[i] for i in expected]
@@ -453,6 +395,7 @@ def test_the_best_of_a_row_are_sorted_and_equal_ones_in_index_order(tied: float)
         lambda: Beam(3, length_penalty=5.1),
         lambda: Beam(3, length_penalty=math.nan),
         lambda: Beam(3, length_penalty="1"),  # type: ignore[arg-type]
+        lambda: Beam(3, penalty="average"),  # type: ignore[arg-type]
     ],
 )
 def test_options_out_of_range_are_refused(make: object) -> None:
@@ -460,9 +403,15 @@ def test_options_out_of_range_are_refused(make: object) -> None:
         make()  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("search", [Greedy(), Greedy(max_length=7), Beam(), Beam(5, 30, 0.7), Beam(length_penalty=1)])
+@pytest.mark.parametrize("search", [Greedy(), Greedy(max_length=7), Beam(), Beam(5, 30, 0.7), Beam(penalty="gnmt")])
 def test_a_search_survives_its_config(search: Greedy | Beam) -> None:
     assert search_from_config(search_to_config(search)) == search
+
+
+def test_configs_and_texts_of_before_the_gnmt_penalty_stay_as_they_were() -> None:
+    assert search_to_config(Beam()) == {"name": "beam", "size": 3, "max_length": 20, "length_penalty": 0.0}
+    assert search_text(Beam()) == "beam:size=3,max_length=20,length_penalty=0.0"
+    assert search_text(Beam(penalty="gnmt")) == "beam:size=3,max_length=20,length_penalty=0.0,penalty=gnmt"
 
 
 def test_configs_of_something_else_are_refused() -> None:
@@ -500,6 +449,7 @@ def test_configs_of_something_else_are_refused() -> None:
         ("beam:size=5", Beam(5)),
         ("beam:5,max_length=30,length_penalty=0.7", Beam(5, 30, 0.7)),
         ("beam:max_length=30,length_penalty=1", Beam(3, 30, 1.0)),
+        ("beam:5,length_penalty=0.7,penalty=gnmt", Beam(5, length_penalty=0.7, penalty="gnmt")),
     ],
 )
 def test_a_search_is_read_from_the_command_line(text: str, search: Greedy | Beam) -> None:
@@ -522,6 +472,9 @@ def test_a_search_is_read_from_the_command_line(text: str, search: Greedy | Beam
         "greedy:5",
         "beam:max_length=3,5",
         "beam:5,width=2",
+        "beam:true",
+        "beam:5,penalty=average",
+        "beam:5,length_penalty=high",
         "beam:5 ,max_length=3",
         "beam:٣",
         "greedy:max_length=nan",

@@ -13,7 +13,7 @@ from .checks import whole
 from .errors import ArgumentError
 from .protocols import Decoder, Features, as_features
 from .rows import Rows
-from .search import Greedy, Hypotheses, Search, as_search
+from .search import Beam, Force, Greedy, Hypotheses, Mask, Sample, Search, as_search, check_force
 
 __all__ = ["evaluating", "generate"]
 
@@ -26,6 +26,9 @@ def generate(
     start: int = 1,
     end: int = 2,
     forbid: Sequence[int] = (0, 1, 3),
+    masks: Sequence[Mask] = (),
+    force: Force | None = None,
+    positions: Sequence[int] | None = None,
 ) -> Hypotheses:
     """Caption N images, given as features, with any decoder and any search.
 
@@ -48,20 +51,30 @@ def generate(
         start: the id of the start token.
         end: the id of the end token.
         forbid: ids that may not be chosen; by default `<pad>`, `<start>` and `<unk>`.
+        masks: what else a caption may not say, see `showtell.search.masks`; all of them hold.
+        force: for each image its demands, each the ids of which one must appear; `Beam` alone takes them.
+        positions: the images' numbers among all that are captioned, which `Sample` with a seed draws by; by default
+            0, 1, ...
 
     Raises:
-        ArgumentError: an id outside the vocabulary, or features the decoder can't take.
-        RunError: the decoder returned NaN, or every word is forbidden.
+        ArgumentError: an id outside the vocabulary, features the decoder can't take, demands that can't be satisfied.
+        RunError: the decoder returned NaN, or the forbidden words leave no caption.
     """
     if not hasattr(decoder, "vocab_size"):
         raise ArgumentError(f"generate takes a decoder that follows showtell.Decoder, not {type(decoder).__name__}")
     for name, ids in (("start", (start,)), ("end", (end,)), ("forbid", tuple(forbid))):
         for one in ids:
             whole(f"{name} token", one, 0, decoder.vocab_size - 1)
+    if not isinstance(masks, list | tuple) or not all(map(callable, masks)):
+        raise ArgumentError(f"masks are a list of functions such as masks.MinLength(5, end=2), not {masks!r:.200}")
     as_features(features, "generate takes")
     search = as_search(search)
     images, device = features.pooled.shape[0], features.pooled.device
     forbidden = torch.tensor(sorted(set(forbid)), dtype=torch.int64, device=device)
+    options: dict[str, Any] = {"positions": positions} if isinstance(search, Sample) else {}
+    if force is not None:
+        _check_force(force, images, search, frozenset(forbid), end, decoder.vocab_size)
+        options.update({"force": force} if any(force) else {})
     memory: Rows = {}
     state: Rows = {}
 
@@ -69,15 +82,34 @@ def generate(
         logits, state = decoder.step(prefix[:, -1], state, memory)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         log_probs = logits.log_softmax(dim=-1, dtype=dtype)
-        return log_probs.index_fill_(1, forbidden, -torch.inf), state
+        log_probs = log_probs.index_fill_(1, forbidden, -torch.inf)
+        for mask in masks:
+            log_probs = mask(prefix, log_probs)
+        return log_probs, state
 
     with torch.inference_mode(), evaluating(decoder):
         if images:
             memory = decoder.prepare(features)
             state = decoder.initial_state(memory, search.max_length)
-        found = search(step, state, images=images, start=start, end=end, device=device)
+        found = search(step, state, images=images, start=start, end=end, device=device, **options)
     # Autograd refuses inference tensors; a copy made out here is an ordinary one, fit to train on.
     return Hypotheses(*(t.clone() for t in found))
+
+
+def _check_force(
+    force: Force, images: int, search: Search, forbidden: frozenset[int], end: int, vocab_size: int
+) -> None:
+    """Refuse demands before anything is computed."""
+    for image, demands in enumerate(check_force(force, images, end, search.max_length)):
+        if demands and not isinstance(search, Beam):
+            raise ArgumentError(
+                f"forced words need Beam, which keeps room for them, not {type(search).__name__}; "
+                'use search=Beam(size=5) or "beam:5"'
+            )
+        for demand in demands:
+            whole("a forced word", demand[-1], 0, vocab_size - 1)
+            if forbidden.issuperset(demand):
+                raise ArgumentError(f"image {image}: one of the words {demand} is demanded and all are forbidden")
 
 
 @contextmanager

@@ -5,19 +5,29 @@ N images, K hypotheses an image, R = N * K rows (row r belongs to image r // K),
 
 from __future__ import annotations
 
+from .banks import MAX_DEMANDS, Force, check_force
 from .base import Chosen, Hypotheses, Search, Step
 from .beam import Beam
 from .config import as_search, parse_search, search_from_config, search_text, search_to_config
+from .diverse import DiverseBeam
 from .greedy import Greedy
+from .masks import Mask
+from .sample import Sample
 
 __all__ = [
+    "MAX_DEMANDS",
     "Beam",
     "Chosen",
+    "DiverseBeam",
+    "Force",
     "Greedy",
     "Hypotheses",
+    "Mask",
+    "Sample",
     "Search",
     "Step",
     "as_search",
+    "check_force",
     "parse_search",
     "search_from_config",
     "search_text",

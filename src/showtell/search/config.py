@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from typing import Any
 
 from ..errors import ArgumentError
 from .base import Search
 from .beam import Beam
+from .diverse import DiverseBeam
 from .greedy import Greedy
+from .sample import Sample
 
 __all__ = ["as_search", "parse_search", "search_from_config", "search_text", "search_to_config"]
 
-_SEARCHES: dict[str, type[Greedy] | type[Beam]] = {"greedy": Greedy, "beam": Beam}
+_SEARCHES: dict[str, Any] = {"greedy": Greedy, "beam": Beam, "diverse": DiverseBeam, "sample": Sample}
+_BARE = {"beam": "size", "diverse": "size", "sample": "count"}  # what a number without a name is
+_NEWER = {"penalty": "power"}  # left out at this value: older config files and signatures stay as they are
 
 
 def search_to_config(search: Search) -> dict[str, Any]:
@@ -26,12 +31,13 @@ def search_to_config(search: Search) -> dict[str, Any]:
     """
     for name, cls in _SEARCHES.items():
         if type(search) is cls:
-            return {"name": name, **{option: getattr(search, option) for option in cls.__dataclass_fields__}}
+            options = {option: getattr(search, option) for option in _options(cls)}
+            return {"name": name, **{key: value for key, value in options.items() if _NEWER.get(key, ...) != value}}
     raise ArgumentError(f"a captioner's default search is one of {', '.join(_SEARCHES)}, not {search!r:.200}")
 
 
 def search_text(search: Search) -> str:
-    """A search in the command line's spelling, every option written out: what a score's signature keeps.
+    """A search in the command line's spelling, its options written out: what a score's signature keeps.
 
     Example:
         >>> search_text(Beam(size=3, length_penalty=0.7))
@@ -44,10 +50,14 @@ def search_text(search: Search) -> str:
     if type(search) not in _SEARCHES.values():
         return repr(search)
     config = search_to_config(search)
-    return f"{config.pop('name')}:" + ",".join(f"{key}={value}" for key, value in config.items())
+    return f"{config.pop('name')}:" + ",".join(
+        f"{key}={str(value).lower() if type(value) is bool else value}"
+        for key, value in config.items()
+        if value is not None
+    )
 
 
-def search_from_config(config: dict[str, Any]) -> Greedy | Beam:
+def search_from_config(config: dict[str, Any]) -> Search:
     """Read what `search_to_config` wrote.
 
     Example:
@@ -60,11 +70,14 @@ def search_from_config(config: dict[str, Any]) -> Greedy | Beam:
         raise ArgumentError(f"a search is a dict with a name out of {', '.join(_SEARCHES)}, not {config!r:.200}")
     cls = _SEARCHES[config["name"]]
     options = {key: value for key, value in config.items() if key != "name"}
-    surplus = sorted(repr(key)[:50] for key in options if key not in cls.__dataclass_fields__)
+    known = _options(cls)
+    surplus = sorted(repr(key)[:50] for key in options if key not in known)
     if surplus:
-        known = ", ".join(cls.__dataclass_fields__)
-        raise ArgumentError(f"the search {config['name']!r} has no option {', '.join(surplus)}; it has {known}")
-    return cls(**options)
+        raise ArgumentError(
+            f"the search {config['name']!r} has no option {', '.join(surplus)}; it has {', '.join(known)}"
+        )
+    found: Search = cls(**options)
+    return found
 
 
 def as_search(search: Search | str) -> Search:
@@ -83,20 +96,21 @@ def as_search(search: Search | str) -> Search:
     return search
 
 
-def parse_search(text: str) -> Greedy | Beam:
+def parse_search(text: str) -> Search:
     """Read a search from the command line's spelling: a name, then options after a colon.
 
     Example:
         >>> parse_search("beam:5,max_length=30,length_penalty=0.7")
-        Beam(size=5, max_length=30, length_penalty=0.7)
+        Beam(size=5, max_length=30, length_penalty=0.7, penalty='power')
         >>> parse_search("greedy")
         Greedy(max_length=20)
 
-    A bare number is the beam's size. Raises ArgumentError for anything else.
+    A bare number is the size of a beam or the count of samples. Raises ArgumentError for anything else.
     """
     wrong = ArgumentError(
-        f'{text!r:.100} is no search; write "greedy", "greedy:max_length=30", "beam:5" or '
-        '"beam:5,max_length=30,length_penalty=0.7"'
+        f'{text!r:.100} is no search; write "greedy", "greedy:max_length=30", "beam:5", '
+        '"beam:5,max_length=30,length_penalty=0.7", "diverse:6,groups=3,diversity=0.5" or '
+        '"sample:3,temperature=0.8,top_p=0.9,seed=1"'
     )
     if not isinstance(text, str):
         raise wrong
@@ -106,9 +120,19 @@ def parse_search(text: str) -> Greedy | Beam:
     config: dict[str, Any] = {"name": name}
     for place, part in enumerate(rest.split(",") if colon else []):
         key, equals, value = part.partition("=")
-        if place == 0 and not equals and name == "beam":
-            key, value = "size", part
-        if key in config or not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value, re.ASCII):
+        if place == 0 and not equals and name in _BARE and part[:1].isdecimal():
+            key, value = _BARE[name], part
+        if key in config or not re.fullmatch(r"[0-9]{1,19}(\.[0-9]{1,9})?|[a-z]{1,20}", value, re.ASCII):
             raise wrong
-        config[key] = float(value) if "." in value else int(value)
+        config[key] = _value(value)
     return search_from_config(config)
+
+
+def _options(cls: Any) -> list[str]:
+    return [field.name for field in fields(cls)]
+
+
+def _value(text: str) -> Any:
+    if text[0].isdigit():
+        return float(text) if "." in text else int(text)
+    return {"true": True, "false": False}.get(text, text)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 
 from ..checks import whole
 from ..rows import Rows
-from .base import ROUNDING, Chosen, Hypotheses, Step, absent, call_step, check_start, raise_for, time_to_look
+from .base import Chosen, Hypotheses, Step, absent, check_start
+from .walk import collect, walk
 
 __all__ = ["Greedy"]
 
@@ -49,16 +49,7 @@ class Greedy:
         chosen = list(self.steps(step, state, images=images, start=start, end=end, device=device))
         if not chosen:
             return absent(images, 1, self.max_length, end, device)
-        unused = self.max_length - len(chosen)
-        tokens = F.pad(torch.stack([c.tokens for c in chosen], dim=1), (0, unused), value=end)
-        token_log_probs = F.pad(torch.stack([c.log_probs for c in chosen], dim=1), (0, unused))
-        ended = tokens == end
-        lengths = (~ended).sum(1) + ended.any(1)
-        log_probs = torch.zeros_like(token_log_probs[:, 0])
-        for one in chosen:  # in this order, so that the sum equals the beam's to the bit
-            log_probs = log_probs + one.log_probs
-        first = Hypotheses(tokens, lengths, token_log_probs, log_probs, log_probs)
-        return Hypotheses(*(t.unsqueeze(1) for t in first))
+        return collect(chosen, images, self.max_length, end)
 
     def steps(
         self, step: Step, state: Rows, *, images: int, start: int, end: int, device: torch.device | str = "cpu"
@@ -69,21 +60,13 @@ class Greedy:
         """
         check_start(state, images, start, end)
         if images == 0:
-            return
-        prefix = torch.full((images, 1), start, dtype=torch.int64, device=device)
-        live = torch.ones(images, dtype=torch.bool, device=device)
-        wrong, stuck = ~live, ~live
-        for length in range(1, self.max_length + 1):
-            log_probs, state = call_step(step, prefix, state, end)
-            values, words = log_probs.max(dim=1)
-            wrong = wrong | (live & ~(values <= ROUNDING))
-            stuck = stuck | (live & (values == -math.inf))
-            look = length == self.max_length or time_to_look(length, prefix.device)
-            if look:
-                raise_for(wrong, stuck)
-            words = words.where(live, end)
-            yield Chosen(words, values.where(live, 0.0))
-            live = live & (words != end)
-            if look and not bool(live.any()):
-                return
-            prefix = torch.cat([prefix, words.unsqueeze(1)], dim=1)
+            return iter(())
+        size = self.max_length
+        return walk(
+            _likeliest, step, state, images=images, rows=images, max_length=size, start=start, end=end, device=device
+        )
+
+
+def _likeliest(log_probs: Tensor, _: int) -> tuple[Tensor, Tensor, Tensor]:
+    values, words = log_probs.max(dim=1)
+    return values, words, values
