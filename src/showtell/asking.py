@@ -1,0 +1,75 @@
+"""What else can be asked of a captioner, and of an ensemble: how likely captions are, and which fits best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .caption import Caption
+from .photos import Photos
+from .protocols import Decoder, Features
+from .ranking import By, Ranking, rank
+from .scoring import Given, Ready, score
+from .vocabulary import Vocabulary
+
+__all__ = ["Asking"]
+
+
+class Asking:
+    """The methods that a captioner and an ensemble share; each is a function of its own module.
+
+    A class that has them says what decodes some photos (`ready`).
+    """
+
+    decoder: Decoder
+    vocabulary: Vocabulary
+
+    def encode(self, images: Any, *, batch_size: int = 32) -> Any:
+        """Photos to features."""
+        raise NotImplementedError
+
+    def ready(self, images: Sequence[Any] | Features) -> Ready:
+        """Some photos, or their features, to the decoder and the features it takes."""
+        return Ready(self.decoder, images if isinstance(images, Features) else self.encode(images))
+
+    def score(
+        self, images: Photos, captions: Given | Sequence[Given | Sequence[Given]], *, batch_size: int = 32
+    ) -> Caption | list[Caption] | list[Caption | list[Caption]]:
+        """How likely given captions are: texts, `Caption.tokens` or Captions; see `showtell.scoring.score`.
+
+        Example:
+            >>> from showtell.testing import tiny_captioner
+            >>> import torch
+            >>> captioner, photo = tiny_captioner(), torch.rand(3, 32, 32)
+            >>> scored = captioner.score(photo, "a dog runs")
+            >>> len(scored.token_log_probs), scored.log_prob == sum(scored.token_log_probs)
+            (4, True)
+
+        One photo and one caption give a Caption, with a list of captions a list; a list of photos has a list of
+        captions, or of lists of them. Raises ArgumentError for captions without words, of unknown tokens or of more
+        than 1000, ImageError for a photo that can't be read.
+        """
+        return score(self, images, captions, batch_size=batch_size)
+
+    def rank(
+        self,
+        images: Photos,
+        captions: Sequence[Given],
+        *,
+        by: By = "log_prob",
+        background: Photos | None = None,
+        batch_size: int = 32,
+    ) -> Ranking:
+        """Every caption on every photo, and the orders: captions for a photo, photos for a caption.
+
+        Example:
+            >>> from showtell.testing import tiny_captioner
+            >>> import torch
+            >>> ranking = tiny_captioner().rank([torch.rand(3, 32, 32)] * 2, ["a dog", "two men on a bike"])
+            >>> ranking.caption_order.shape, ranking.image_order.shape
+            (torch.Size([2, 2]), torch.Size([2, 2]))
+
+        `by`: "log_prob", "per_token" or "pmi", which corrects for captions that suit any photo by their mean
+        probability over `background` (default: `images`). Errors are those of `score`; see `showtell.ranking.rank`.
+        """
+        return rank(self, images, captions, by=by, background=background, batch_size=batch_size)
