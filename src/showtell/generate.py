@@ -13,7 +13,7 @@ from .checks import whole
 from .errors import ArgumentError
 from .protocols import Decoder, Features, as_features
 from .rows import Rows
-from .search import Beam, Force, Greedy, Hypotheses, Mask, Sample, Search, as_search, check_force
+from .search import Force, Greedy, Hypotheses, Mask, Sample, Search, as_search, check_force, check_takes_force
 
 __all__ = ["evaluating", "generate"]
 
@@ -101,11 +101,8 @@ def _check_force(
 ) -> None:
     """Refuse demands before anything is computed."""
     for image, demands in enumerate(check_force(force, images, end, search.max_length)):
-        if demands and not isinstance(search, Beam):
-            raise ArgumentError(
-                f"forced words need Beam, which keeps room for them, not {type(search).__name__}; "
-                'use search=Beam(size=5) or "beam:5"'
-            )
+        if demands:
+            check_takes_force(search)
         for demand in demands:
             whole("a forced word", demand[-1], 0, vocab_size - 1)
             if forbidden.issuperset(demand):
