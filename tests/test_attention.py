@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,22 @@ def test_a_photo_that_lies_on_its_side_gives_boxes_of_the_upright_one(tmp_path: 
         assert torch.equal(turned.boxes, plain.boxes)
         assert torch.equal(turned.weights, plain.weights)
     assert turned.boxes[:, 1].min() == 0.25  # of 400 rows the middle 200 are seen
+
+
+@pytest.mark.parametrize("spec", [ImageSpec(16, 32), ImageSpec(16, 16, "crop", 16)], ids=["squash", "crop"])
+def test_every_kind_of_photo_gives_the_same_boxes(spec: ImageSpec, tmp_path: Path) -> None:
+    pixels = photo(90, 60, red=(30, 0, 45, 30))
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    data = (tmp_path / "photo.png").read_bytes()
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    kinds = [pixels, tmp_path / "photo.png", data, io.BytesIO(data), Image.fromarray(pixels), tensor]
+    maps = captioner(spec).attend(kinds, ["red"] * len(kinds))
+    assert isinstance(maps, list)
+    left = 15 / 90 if spec.resize == "crop" else 0.0  # the middle 60 of 90 columns
+    assert maps[0].boxes[4].tolist() == pytest.approx([left, 0.5, left + (1 - 2 * left) / 4, 1.0])
+    for other in maps[1:]:
+        assert torch.equal(other.boxes, maps[0].boxes)
+        torch.testing.assert_close(other.weights, maps[0].weights)
 
 
 def test_masked_regions_are_left_out() -> None:

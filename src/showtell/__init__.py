@@ -6,6 +6,7 @@ Example:
 """
 
 from .captioner import Caption, Captioner
+from .constraints import Constraints
 from .data import Batch, Batches, Dataset, FeatureCache, Problem, Record, from_objects, read_dataset
 from .doctor import diagnose
 from .encoders import create_pretrained
@@ -29,7 +30,7 @@ from .metrics import CiderD, Scores, ptb_tokenize, score_captions
 from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder
 from .registry import register_decoder, register_encoder
 from .rows import Rows
-from .search import Beam, Greedy, Hypotheses
+from .search import Beam, DiverseBeam, Greedy, Hypotheses, Sample
 from .training import CrossEntropy, Recipe, Trainer, train
 from .version import __version__
 from .vocabulary import Vocabulary
@@ -43,10 +44,12 @@ __all__ = [
     "Captioner",
     "CiderD",
     "ComponentError",
+    "Constraints",
     "CrossEntropy",
     "DataError",
     "Dataset",
     "Decoder",
+    "DiverseBeam",
     "Encoder",
     "Evaluation",
     "FeatureCache",
@@ -65,6 +68,7 @@ __all__ = [
     "Record",
     "Rows",
     "RunError",
+    "Sample",
     "ScoredPhoto",
     "Scores",
     "ShowtellError",

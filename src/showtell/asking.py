@@ -1,15 +1,19 @@
-"""What else can be asked of a captioner, and of an ensemble: how likely captions are, and which fits best."""
+"""What else a captioner and an ensemble can be asked: how likely captions are, which fits best, words as they come."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .caption import Caption
+from .constraints import Constraints
+from .images import ImageSource
 from .photos import Photos
 from .protocols import Decoder, Features
 from .ranking import By, Ranking, rank
 from .scoring import Given, Ready, score
+from .search import Search
+from .streaming import stream
 from .vocabulary import Vocabulary
 
 __all__ = ["Asking"]
@@ -23,6 +27,7 @@ class Asking:
 
     decoder: Decoder
     vocabulary: Vocabulary
+    search: Search
 
     def encode(self, images: Any, *, batch_size: int = 32) -> Any:
         """Photos to features."""
@@ -73,3 +78,25 @@ class Asking:
         probability over `background` (default: `images`). Errors are those of `score`; see `showtell.ranking.rank`.
         """
         return rank(self, images, captions, by=by, background=background, batch_size=batch_size)
+
+    def stream(
+        self,
+        image: ImageSource | Features,
+        *,
+        search: Search | str | None = None,
+        constraints: Constraints | None = None,
+    ) -> Iterator[str]:
+        """The caption of one photo, word by word as the decoder says it; the pieces joined are the caption's text.
+
+        Example:
+            >>> from showtell.testing import tiny_captioner
+            >>> import torch
+            >>> captioner, photo = tiny_captioner(), torch.rand(3, 32, 32)
+            >>> "".join(captioner.stream(photo)) == captioner.caption(photo, search="greedy").text
+            True
+
+        `search`: `Greedy()` or `Sample(...)` of one caption, the only ones that don't change their mind; by default
+        the captioner's own if it is one of them, else greedy. Each piece comes with the space before it, if there is
+        one. Raises ArgumentError for other searches and for several photos; see `showtell.streaming.stream`.
+        """
+        return stream(self, image, search=search, constraints=constraints)

@@ -130,6 +130,7 @@ def attend(
     if count != len(texts):
         raise ArgumentError(f"each photo has one caption; there are {count} photos and {len(texts)} captions")
     tokens = [_ids(captioner.vocabulary, text) for text in texts]
+    spec = captioner.encoder.image_spec
     found: list[AttentionMaps] = []
     for start in range(0, count, batch_size):
         said = tokens[start : start + batch_size]
@@ -138,8 +139,9 @@ def attend(
             sizes: list[tuple[int, int] | None] = [None] * len(said)
         else:
             some = photos[start : start + batch_size]
-            features = captioner.encode_pixels(load_images(some, captioner.encoder.image_spec))
-            sizes = [photo_size(photo) for photo in some]
+            features = captioner.encode_pixels(load_images(some, spec))
+            # A squashed photo fills the encoder's input: in 0..1 the boxes are the same.
+            sizes = [None if spec.resize == "squash" else photo_size(photo) for photo in some]
         found += _maps(captioner, features, said, sizes)
     return found if many else found[0]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .captioner import Caption, Captioner
+from .constraints import Constraints
 from .errors import ShowtellError
 from .images import load_image
 from .search import Search
@@ -34,6 +35,7 @@ def caption_files(
     search: Search | str | None = None,
     batch_size: int = 16,
     start: int = 0,
+    constraints: Constraints | None = None,
 ) -> Iterator[list[Row]]:
     """Caption files in order, a list of rows for each batch of `batch_size` paths.
 
@@ -44,7 +46,8 @@ def caption_files(
         True
 
     The batches are cut by position alone, so a run that starts later (`start`, a multiple of `batch_size`) gives
-    the same rows to the bit. Photos of the next batch are decoded while this one is captioned.
+    the same rows to the bit; so does a `Sample` with a seed. Photos of the next batch are decoded while this one is
+    captioned. `constraints` hold for every photo.
     """
 
     def load(path: Path) -> Tensor | ShowtellError:
@@ -63,10 +66,14 @@ def caption_files(
             loaded = [future.result() for future in coming]
             coming = begin(at + batch_size)
             good = [image for image in loaded if isinstance(image, Tensor)]
+            places = [at + n for n, image in enumerate(loaded) if isinstance(image, Tensor)]
             captions: Iterator[Caption] = iter(())
             if good:
                 features = captioner.encode_pixels(torch.stack(good))
-                captions = (best[0] for best in captioner.generate(features, search=search, batch_size=batch_size))
+                found = captioner.generate(
+                    features, search=search, batch_size=batch_size, constraints=constraints, positions=places
+                )
+                captions = (best[0] for best in found)
             yield [
                 Row(path, error=str(image)) if isinstance(image, ShowtellError) else Row(path, caption=next(captions))
                 for path, image in zip(paths[at : at + batch_size], loaded, strict=True)

@@ -15,13 +15,15 @@ from . import hub, storage, weights
 from .asking import Asking
 from .assembly import build_part, check_part, part_entry, shapes_only
 from .attention import AttentionMaps, attend
-from .caption import Caption, captions_of
+from .caption import Caption
+from .captioning import caption_photos
+from .constraints import Constraints
 from .devices import usable_device
 from .errors import ArgumentError, FormatError
-from .generate import evaluating, generate
+from .generate import evaluating
 from .images import ImageSource, load_images
 from .photos import Photos, check_batch_size, is_many, listed
-from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder, as_features, join_features, slice_features
+from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder, as_features, join_features
 from .registry import Kind
 from .search import Greedy, Search, as_search, search_from_config, search_to_config
 from .vocabulary import Vocabulary
@@ -154,7 +156,12 @@ class Captioner(Asking, nn.Module):
             )
 
     def caption(
-        self, images: Photos, *, search: Search | str | None = None, batch_size: int = 32
+        self,
+        images: Photos,
+        *,
+        search: Search | str | None = None,
+        batch_size: int = 32,
+        constraints: Constraints | Sequence[Constraints] | None = None,
     ) -> Caption | list[Caption]:
         """The best caption of each photo: a `Caption` for one photo, a list for several.
 
@@ -168,18 +175,27 @@ class Captioner(Asking, nn.Module):
         Args:
             images: a path, bytes, an open file, a PIL image, a numpy array (H, W, 3) or a tensor (3, H, W); a list
                 of these; or `Features`, which always give a list.
-            search: instead of the captioner's own: `Greedy()`, `Beam(size=3)`, "greedy", "beam:3".
+            search: instead of the captioner's own: `Greedy()`, `Beam(size=3)`, `DiverseBeam()`, `Sample(count=5)`, or
+                as text: "greedy", "beam:3".
             batch_size: photos at a time, at least 1.
+            constraints: what captions must and must not say; a list has one for each photo.
 
         Raises:
             ImageError: a photo can't be read.
-            ArgumentError: an option makes no sense.
+            ArgumentError: an option makes no sense, or no caption can satisfy the constraints.
         """
-        results = [best[0] for best in self.generate(images, search=search, batch_size=batch_size)]
+        found = self.generate(images, search=search, batch_size=batch_size, constraints=constraints)
+        results = [best[0] for best in found]
         return results if isinstance(images, Features) or is_many(images) else results[0]
 
     def generate(
-        self, images: Photos, *, search: Search | str | None = None, batch_size: int = 32
+        self,
+        images: Photos,
+        *,
+        search: Search | str | None = None,
+        batch_size: int = 32,
+        constraints: Constraints | Sequence[Constraints] | None = None,
+        positions: Sequence[int] | None = None,
     ) -> list[list[Caption]]:
         """The n-best captions of each photo, best first; always a list of lists.
 
@@ -190,32 +206,12 @@ class Captioner(Asking, nn.Module):
             >>> best.score >= second.score >= third.score
             True
 
-        Arguments and errors are those of `caption`.
+        Arguments and errors are those of `caption`. `positions`: the photos' numbers among all that are captioned, by
+        default 0, 1, ...; a `Sample` with a seed draws by them, so that cutting photos into batches changes nothing.
         """
-        check_batch_size(batch_size)
-        how = self.search if search is None else as_search(search)
-        if isinstance(images, Features):
-            count = as_features(images, "caption takes").pooled.shape[0]
-            parts = (slice_features(images, i, i + batch_size) for i in range(0, count, batch_size))
-        else:
-            photos = listed(images)
-            parts = (
-                self.encode(photos[i : i + batch_size], batch_size=batch_size)
-                for i in range(0, len(photos), batch_size)
-            )
-        captions: list[list[Caption]] = []
-        words = self.vocabulary
-        for features in parts:
-            found = generate(
-                self.decoder,
-                features,
-                how,
-                start=words.start_id,
-                end=words.end_id,
-                forbid=(words.pad_id, words.start_id, words.unk_id),
-            )
-            captions += captions_of(found, words)
-        return captions
+        return caption_photos(
+            self, images, search=search, batch_size=batch_size, constraints=constraints, positions=positions
+        )
 
     def attend(
         self, images: Photos, captions: str | Caption | Sequence[str | Caption], *, batch_size: int = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,18 @@ from .checks import whole
 from .errors import ArgumentError
 from .protocols import Decoder, Features, as_features
 from .rows import Rows
-from .search import Beam, Force, Greedy, Hypotheses, Mask, Sample, Search, as_search, check_force
+from .search import Force, Greedy, Hypotheses, Mask, Sample, Search, Step, as_search, check_force, check_takes_force
 
-__all__ = ["evaluating", "generate"]
+__all__ = ["Begun", "begin", "evaluating", "generate"]
+
+
+class Begun(NamedTuple):
+    """A search that is ready to run: `search(step, state, **options)`, or its `steps`."""
+
+    search: Any
+    step: Step
+    state: Rows
+    options: dict[str, Any]
 
 
 def generate(
@@ -60,6 +69,39 @@ def generate(
         ArgumentError: an id outside the vocabulary, features the decoder can't take, demands that can't be satisfied.
         RunError: the decoder returned NaN, or the forbidden words leave no caption.
     """
+    with torch.inference_mode(), evaluating(decoder):
+        begun = begin(
+            decoder,
+            features,
+            search,
+            start=start,
+            end=end,
+            forbid=forbid,
+            masks=masks,
+            force=force,
+            positions=positions,
+        )
+        found: Hypotheses = begun.search(begun.step, begun.state, **begun.options)
+    # Autograd refuses inference tensors; a copy made out here is an ordinary one, fit to train on.
+    return Hypotheses(*(t.clone() for t in found))
+
+
+def begin(
+    decoder: Decoder,
+    features: Features,
+    search: Search,
+    *,
+    start: int,
+    end: int,
+    forbid: Sequence[int],
+    masks: Sequence[Mask],
+    force: Force | None,
+    positions: Sequence[int] | None,
+) -> Begun:
+    """Encode what belongs to the images and wrap the decoder's step; arguments and errors are those of `generate`.
+
+    To be called, and the step too, in inference mode and with the decoder in evaluation mode.
+    """
     if not hasattr(decoder, "vocab_size"):
         raise ArgumentError(f"generate takes a decoder that follows showtell.Decoder, not {type(decoder).__name__}")
     for name, ids in (("start", (start,)), ("end", (end,)), ("forbid", tuple(forbid))):
@@ -71,7 +113,9 @@ def generate(
     search = as_search(search)
     images, device = features.pooled.shape[0], features.pooled.device
     forbidden = torch.tensor(sorted(set(forbid)), dtype=torch.int64, device=device)
-    options: dict[str, Any] = {"positions": positions} if isinstance(search, Sample) else {}
+    options: dict[str, Any] = {"images": images, "start": start, "end": end, "device": device}
+    if isinstance(search, Sample):
+        options["positions"] = positions
     if force is not None:
         _check_force(force, images, search, frozenset(forbid), end, decoder.vocab_size)
         options.update({"force": force} if any(force) else {})
@@ -87,13 +131,10 @@ def generate(
             log_probs = mask(prefix, log_probs)
         return log_probs, state
 
-    with torch.inference_mode(), evaluating(decoder):
-        if images:
-            memory = decoder.prepare(features)
-            state = decoder.initial_state(memory, search.max_length)
-        found = search(step, state, images=images, start=start, end=end, device=device, **options)
-    # Autograd refuses inference tensors; a copy made out here is an ordinary one, fit to train on.
-    return Hypotheses(*(t.clone() for t in found))
+    if images:
+        memory = decoder.prepare(features)
+        state = decoder.initial_state(memory, search.max_length)
+    return Begun(search, step, state, options)
 
 
 def _check_force(
@@ -101,11 +142,8 @@ def _check_force(
 ) -> None:
     """Refuse demands before anything is computed."""
     for image, demands in enumerate(check_force(force, images, end, search.max_length)):
-        if demands and not isinstance(search, Beam):
-            raise ArgumentError(
-                f"forced words need Beam, which keeps room for them, not {type(search).__name__}; "
-                'use search=Beam(size=5) or "beam:5"'
-            )
+        if demands:
+            check_takes_force(search)
         for demand in demands:
             whole("a forced word", demand[-1], 0, vocab_size - 1)
             if forbidden.issuperset(demand):

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from .. import journal, storage
 from ..bulk import Row, caption_files
 from ..captioner import Captioner
 from ..checks import whole
+from ..constraints import bind
 from ..errors import ArgumentError, NotFoundError, RunError
 from ..images import IMAGE_SUFFIXES
 from ..progress import bar
 from ..search import parse_search, search_to_config
 from ..version import __version__
-from .common import add_format, add_model, load_model
+from .common import add_constraints, add_format, add_model, constraints_of, load_model
 
 __all__ = ["add_command", "find_photos"]
 
@@ -37,13 +39,14 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a photo, a folder of photos, or a quoted glob")
     add_model(parser)
-    parser.add_argument("--search", metavar="S", help="greedy, beam:3, ... (default: the model's own)")
+    parser.add_argument("--search", metavar="S", help="greedy, beam:3, sample:5, ... (default: the model's own)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="photos at a time (default: 16)")
     parser.add_argument(
         "--output", metavar="F", help="write rows to F, as JSON lines unless --format text; a rerun continues"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace F instead of continuing it")
     add_format(parser)
+    add_constraints(parser)
     parser.set_defaults(run=run)
 
 
@@ -78,15 +81,18 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     whole("--batch-size", options.batch_size, 1, 4096)
     asked = None if options.search is None else parse_search(options.search)
+    constraints = constraints_of(options)
     photos = find_photos(options.paths)
     if options.overwrite and not options.output:
         raise ArgumentError("--overwrite belongs to --output FILE")
     captioner = load_model(options.model, options.device)
     search = asked or captioner.search
+    bind(constraints, 1, captioner.vocabulary, search)  # what can't be satisfied is said before any work
+    settings: dict[str, Any] = {"search": search, "constraints": constraints, "batch_size": options.batch_size}
     style = options.format or ("jsonl" if options.output else "text")
     failed = 0
     if not options.output:
-        for rows in caption_files(captioner, photos, search=search, batch_size=options.batch_size):
+        for rows in caption_files(captioner, photos, **settings):
             for row in rows:
                 failed += row.error is not None
                 if row.error is not None and style == "text":
@@ -100,6 +106,7 @@ def run(options: argparse.Namespace) -> int:
         "version": __version__,
         "model": _fingerprint(captioner),
         "search": search_to_config(search),
+        "constraints": constraints and json.loads(json.dumps(asdict(constraints))),
         "photos": hashlib.sha256("\0".join(map(str, photos)).encode("utf-8", "surrogateescape")).hexdigest(),
         "batch_size": options.batch_size,
         "format": style,
@@ -112,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
             if done:
                 print(f"{output}: {done} of {len(photos)} rows are there already", file=sys.stderr)
             with bar(len(photos), "captions", unit="photo", initial=done) as progress:
-                for rows in caption_files(captioner, photos, search=search, batch_size=options.batch_size, start=done):
+                for rows in caption_files(captioner, photos, start=done, **settings):
                     text = "".join(_line(row, style) + "\n" for row in rows)
                     file.write(text.encode("utf-8", "surrogateescape"))
                     file.flush()

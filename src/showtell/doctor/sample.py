@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
@@ -68,7 +67,9 @@ def look_at(captioner: Captioner, split: str, records: tuple[Record, ...], searc
             for name, tensor in features._asdict().items():
                 if tensor is not None and not bool(torch.isfinite(tensor).all()):
                     raise RunError(f"the encoder's {name} features of photos of {split} hold NaN or infinity")
-            captions += cast(list[Caption], captioner.caption(features, search=search, batch_size=_CHUNK))
+            places = range(start, start + len(images))
+            found = captioner.generate(features, search=search, batch_size=_CHUNK, positions=places)
+            captions += [best[0] for best in found]
             parts.append(features)
             progress.update(len(images))
     features = join_features(parts)

@@ -111,7 +111,8 @@ def evaluate(
         for start in range(0, count, batch_size):
             positions = range(start, min(count, start + batch_size))
             photos = _photos(captioner, inputs, positions, trunk)
-            captions += cast(list[Caption], captioner.caption(photos, search=used, batch_size=batch_size))
+            found = captioner.generate(photos, search=used, batch_size=batch_size, positions=positions)
+            captions += [best[0] for best in found]
             progress.update(len(positions))
     scored = [
         ScoredPhoto(names[i], caption.text, tuple(references[i]), _file(inputs, i), caption.log_prob)

@@ -5,9 +5,9 @@ N images, K hypotheses an image, R = N * K rows (row r belongs to image r // K),
 
 from __future__ import annotations
 
-from .banks import MAX_DEMANDS, Force, check_force
+from .banks import MAX_DEMANDS, Force, check_force, fewest_words
 from .base import Chosen, Hypotheses, Search, Step
-from .beam import Beam
+from .beam import Beam, check_takes_force
 from .config import as_search, parse_search, search_from_config, search_text, search_to_config
 from .diverse import DiverseBeam
 from .greedy import Greedy
@@ -28,6 +28,8 @@ __all__ = [
     "Step",
     "as_search",
     "check_force",
+    "check_takes_force",
+    "fewest_words",
     "parse_search",
     "search_from_config",
     "search_text",

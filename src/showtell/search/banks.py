@@ -21,7 +21,7 @@ from ..rows import Rows, repeat_rows
 from .base import ROUNDING, Hypotheses, Step, absent, call_step, check_start, raise_for, time_to_look
 from .frontier import Penalty, Picked, advance, begin, best, norm, set_aside, settle, tidy
 
-__all__ = ["MAX_DEMANDS", "Demands", "Force", "check_force", "demands_of", "forced_beam"]
+__all__ = ["MAX_DEMANDS", "Demands", "Force", "check_force", "demands_of", "fewest_words", "forced_beam"]
 
 MAX_DEMANDS = 6
 """Demands an image; the rows of a search double with each."""
@@ -70,7 +70,7 @@ def check_force(force: Any, images: int, end: int, max_length: int) -> list[list
             raise ArgumentError(f"image {image}: a demand without words can't be satisfied; leave it out")
         if any(end in demand for demand in own):
             raise ArgumentError(f"image {image}: the end token {end} ends a caption and can't be a forced word")
-        needed = _fewest(own)
+        needed = fewest_words(own)
         if needed > max_length:
             raise ArgumentError(
                 f"image {image}: its demands take {needed} words at least and captions have at most {max_length}; "
@@ -84,8 +84,13 @@ def _listed(value: Any) -> bool:
     return isinstance(value, list | tuple | set | frozenset)
 
 
-def _fewest(demands: Sequence[Sequence[int]]) -> int:
-    """How many words it takes to satisfy all demands."""
+def fewest_words(demands: Sequence[Sequence[int]]) -> int:
+    """How many words it takes at least to satisfy all demands.
+
+    Example:
+        >>> fewest_words([[5], [5, 6], [7]])
+        2
+    """
     every = {word for demand in demands for word in demand}
     masks = {sum(1 << i for i, demand in enumerate(demands) if word in demand) for word in every}
     full, reached, words = (1 << len(demands)) - 1, {0}, 0

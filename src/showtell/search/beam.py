@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import ArgumentError
 from ..rows import Rows, repeat_rows
 from .banks import Force, check_force, demands_of, forced_beam
-from .base import ROUNDING, Hypotheses, Step, absent, call_step, check_start, raise_for, time_to_look
+from .base import ROUNDING, Hypotheses, Search, Step, absent, call_step, check_start, raise_for, time_to_look
 from .frontier import Penalty, advance, begin, best, check_options, norm, pick, set_aside, settle, tidy
 
-__all__ = ["Beam"]
+__all__ = ["Beam", "check_takes_force"]
 
 
 @dataclass(frozen=True)
@@ -114,3 +115,12 @@ class Beam:
                 break
         raise_for(wrong, finished.scores[:, 0] == -math.inf)
         return tidy(finished, end)
+
+
+def check_takes_force(search: Search) -> None:
+    """Refuse a search that can't promise forced words."""
+    if not isinstance(search, Beam):
+        raise ArgumentError(
+            f"forced words need Beam, which keeps room for them, not {type(search).__name__}; "
+            'use search=Beam(size=5), or "beam:5"'
+        )
