@@ -7,11 +7,12 @@ from typing import Any
 
 from .caption import Caption
 from .constraints import Constraints
+from .generate import Ready
 from .images import ImageSource
 from .photos import Photos
 from .protocols import Decoder, Features
 from .ranking import By, Ranking, rank
-from .scoring import Given, Ready, score
+from .scoring import Given, score
 from .search import Search
 from .streaming import stream
 from .vocabulary import Vocabulary
@@ -22,20 +23,18 @@ __all__ = ["Asking"]
 class Asking:
     """The methods that a captioner and an ensemble share; each is a function of its own module.
 
-    A class that has them says what decodes some photos (`ready`).
+    What they need is `ready`: here that of a captioner with one encoder and one decoder.
     """
 
+    encode: Any
     decoder: Decoder
     vocabulary: Vocabulary
     search: Search
 
-    def encode(self, images: Any, *, batch_size: int = 32) -> Any:
-        """Photos to features."""
-        raise NotImplementedError
-
     def ready(self, images: Sequence[Any] | Features) -> Ready:
-        """Some photos, or their features, to the decoder and the features it takes."""
-        return Ready(self.decoder, images if isinstance(images, Features) else self.encode(images))
+        """Some photos, or their features, to a decoder and the features it takes."""
+        features = images if isinstance(images, Features) else self.encode(images, batch_size=max(1, len(images)))
+        return Ready(self.decoder, features)
 
     def score(
         self, images: Photos, captions: Given | Sequence[Given | Sequence[Given]], *, batch_size: int = 32

@@ -15,7 +15,14 @@ from .protocols import Decoder, Features, as_features
 from .rows import Rows
 from .search import Force, Greedy, Hypotheses, Mask, Sample, Search, Step, as_search, check_force, check_takes_force
 
-__all__ = ["Begun", "begin", "evaluating", "generate"]
+__all__ = ["Begun", "Ready", "begin", "evaluating", "generate"]
+
+
+class Ready(NamedTuple):
+    """A decoder and the features of some photos that it takes."""
+
+    decoder: Decoder
+    features: Features
 
 
 class Begun(NamedTuple):

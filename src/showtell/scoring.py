@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .caption import Caption
 from .errors import ArgumentError, RunError
-from .generate import evaluating
+from .generate import Ready, evaluating
 from .photos import Photos, check_batch_size, is_many, listed
 from .protocols import Decoder, Features, as_features, slice_features
 from .rows import Rows
@@ -18,7 +18,6 @@ from .vocabulary import Vocabulary
 
 __all__ = [
     "Given",
-    "Ready",
     "Scoring",
     "Words",
     "batches",
@@ -36,13 +35,6 @@ Given: TypeAlias = str | tuple[str, ...] | Caption
 
 MOST_TOKENS = 1000
 _MOST_SCORES = 2**24  # next-word scores computed at a time: 64 MB in float32
-
-
-class Ready(NamedTuple):
-    """A decoder and the features of some photos that it takes."""
-
-    decoder: Decoder
-    features: Features
 
 
 class Scoring(Protocol):

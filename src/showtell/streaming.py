@@ -11,11 +11,10 @@ import torch
 
 from .constraints import Constraints, bind
 from .errors import ArgumentError
-from .generate import Begun, begin, evaluating
+from .generate import Begun, Ready, begin, evaluating
 from .images import ImageSource
 from .photos import is_many
 from .protocols import Decoder, Features, as_features
-from .scoring import Ready
 from .search import Greedy, Sample, Search, as_search
 from .search.base import ROUNDING
 from .vocabulary import Vocabulary
