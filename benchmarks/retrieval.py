@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import platform
 import time
 from pathlib import Path
@@ -41,11 +42,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--photos", type=int, default=100)
+    parser.add_argument("--background", type=int, default=50, help="other photos that pmi compares with, for a row")
     parser.add_argument("--model", help="a captioner's folder; by default the bundled one")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     records = sorted(read_dataset(options.data).split("val"), key=lambda r: hashlib.sha256(r.id.encode()).digest())
-    records = records[: options.photos]
+    records, others = records[: options.photos], records[options.photos : options.photos + options.background]
     captioner = Captioner.default() if options.model is None else Captioner.from_pretrained(options.model)
     captions = [caption for record in records for caption in record.captions]
     owner = torch.tensor([place for place, record in enumerate(records) for _ in record.captions])
@@ -54,7 +56,15 @@ def main() -> None:
     pmi = captioner.rank(features, captions, by="pmi")
     seconds = time.perf_counter() - began
     plain, lengths = pmi.log_probs, pmi.lengths  # the other two orders need no pass of their own
-    scores = {"log_prob": plain, "per_token": plain / lengths, "pmi": pmi.scores}
+    usual = captioner.rank([record.image for record in others], captions).log_probs.double()
+    scores = {
+        "log_prob": plain,
+        "per_token": plain / lengths,
+        "pmi": pmi.scores,
+        f"pmi, background of {len(others)} other photos": plain - (usual.logsumexp(0) - math.log(len(others))),
+        "minus the mean log_prob": plain - plain.mean(0),
+        "pmi minus each photo's mean": pmi.scores - pmi.scores.mean(1, keepdim=True),
+    }
     rankings = {kind: Ranking(pmi.captions, plain, lengths, each) for kind, each in scores.items()}
     result: dict[str, Any] = {
         "showtell": __version__,
