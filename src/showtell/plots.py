@@ -110,8 +110,9 @@ def _lit(maps: AttentionMaps, width: int, height: int) -> Tensor:
 def _blur(size: int, deviation: float) -> Tensor:
     """A matrix (size, size) whose product with a row of pixels is the row, softened by a bell curve."""
     place = torch.arange(size, dtype=torch.float32)
-    bell = (-((place.unsqueeze(1) - place) ** 2) / (2 * max(deviation, 0.5) ** 2)).exp()
-    return bell / bell.sum(1, keepdim=True)
+    bell: Tensor = (-((place.unsqueeze(1) - place) ** 2) / (2 * max(deviation, 0.5) ** 2)).exp()
+    bell /= bell.sum(1, keepdim=True)
+    return bell
 
 
 def _glowing(pixels: Tensor, lit: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ def _glowing(pixels: Tensor, lit: Tensor) -> Tensor:
     grey = pixels.mean(0, keepdim=True)
     dark = 0.35 * (0.7 * grey + 0.3 * pixels)
     light = 0.75 * pixels + 0.25 * torch.tensor(_LIGHT).view(3, 1, 1)
-    return dark + (light - dark) * lit
+    return torch.lerp(dark, light, lit)
 
 
 def _shown(pixels: Tensor) -> Any:
