@@ -10,6 +10,7 @@ from .constraints import Constraints
 from .data import Batch, Batches, Dataset, FeatureCache, Problem, Record, from_objects, read_dataset
 from .doctor import diagnose
 from .encoders import create_pretrained
+from .ensemble import Ensemble
 from .errors import (
     ArgumentError,
     ComponentError,
@@ -27,7 +28,9 @@ from .generate import generate
 from .image_spec import ImageSpec
 from .images import load_image
 from .metrics import CiderD, Scores, ptb_tokenize, score_captions
+from .plots import plot_attention
 from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder
+from .ranking import Ranking
 from .registry import register_decoder, register_encoder
 from .rows import Rows
 from .search import Beam, DiverseBeam, Greedy, Hypotheses, Sample
@@ -51,6 +54,7 @@ __all__ = [
     "Decoder",
     "DiverseBeam",
     "Encoder",
+    "Ensemble",
     "Evaluation",
     "FeatureCache",
     "Features",
@@ -64,6 +68,7 @@ __all__ = [
     "MissingPackageError",
     "NotFoundError",
     "Problem",
+    "Ranking",
     "Recipe",
     "Record",
     "Rows",
@@ -84,6 +89,7 @@ __all__ = [
     "from_objects",
     "generate",
     "load_image",
+    "plot_attention",
     "ptb_tokenize",
     "read_dataset",
     "register_decoder",

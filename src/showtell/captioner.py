@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hub, storage, weights
+from .asking import Asking
 from .assembly import build_part, check_part, part_entry, shapes_only
 from .attention import AttentionMaps, attend
 from .caption import Caption
@@ -32,7 +33,7 @@ __all__ = ["Caption", "Captioner", "Photos"]
 _DEFAULT_FOLDER = Path(__file__).parent / "default_model"
 
 
-class Captioner(nn.Module):
+class Captioner(Asking, nn.Module):
     """Photo in, sentence out: an encoder, a decoder, a vocabulary and a search.
 
     Example:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from .caption import Caption, captions_of
 from .constraints import Constraints, bind, check_constraints
 from .errors import ArgumentError
-from .generate import generate
+from .generate import Ready, generate
 from .images import ImageSource
 from .photos import Photos, check_batch_size, listed
-from .protocols import Decoder, Features, as_features, slice_features
+from .protocols import Features, as_features, slice_features
 from .search import Search, as_search
 from .vocabulary import Vocabulary
 
@@ -21,12 +21,11 @@ __all__ = ["Captioning", "caption_photos"]
 class Captioning(Protocol):
     """What is asked of a captioner here."""
 
-    decoder: Decoder
     vocabulary: Vocabulary
     search: Search
 
-    def encode(self, images: ImageSource | Sequence[ImageSource], *, batch_size: int = 32) -> Features:
-        """Photos to features."""
+    def ready(self, images: Sequence[Any] | Features, /) -> Ready:
+        """Some photos or their features to what the decoder takes."""
         ...
 
 
@@ -65,14 +64,12 @@ def caption_photos(
     captions: list[list[Caption]] = []
     for at in range(0, count, batch_size):
         here = slice(at, at + batch_size)
-        if isinstance(photos, Features):
-            features = slice_features(photos, at, at + batch_size)
-        else:
-            features = captioner.encode(photos[here], batch_size=batch_size)
+        some = slice_features(photos, at, at + batch_size) if isinstance(photos, Features) else photos[here]
+        decoder, features = captioner.ready(some)
         wishes = constraints if constraints is None or isinstance(constraints, Constraints) else constraints[here]
         bound = bind(wishes, features.pooled.shape[0], words, how)
         found = generate(
-            captioner.decoder,
+            decoder,
             features,
             how,
             start=words.start_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,23 @@ from .protocols import Decoder, Features, as_features
 from .rows import Rows
 from .search import Force, Greedy, Hypotheses, Mask, Sample, Search, Step, as_search, check_force, check_takes_force
 
-__all__ = ["evaluating", "generate", "stepping"]
+__all__ = ["Begun", "Ready", "begin", "evaluating", "generate"]
+
+
+class Ready(NamedTuple):
+    """A decoder and the features of some photos that it takes."""
+
+    decoder: Decoder
+    features: Features
+
+
+class Begun(NamedTuple):
+    """A search that is ready to run: `search(step, state, **options)`, or its `steps`."""
+
+    search: Any
+    step: Step
+    state: Rows
+    options: dict[str, Any]
 
 
 def generate(
@@ -47,7 +63,7 @@ def generate(
     Args:
         decoder: any decoder, on the device of the features.
         features: of N images; N may be 0.
-        search: `Greedy(...)`, `Beam(...)`, `DiverseBeam(...)`, `Sample(...)` or one of your own.
+        search: `Greedy(...)`, `Beam(...)` or one of your own.
         start: the id of the start token.
         end: the id of the end token.
         forbid: ids that may not be chosen; by default `<pad>`, `<start>` and `<unk>`.
@@ -60,6 +76,39 @@ def generate(
         ArgumentError: an id outside the vocabulary, features the decoder can't take, demands that can't be satisfied.
         RunError: the decoder returned NaN, or the forbidden words leave no caption.
     """
+    with torch.inference_mode(), evaluating(decoder):
+        begun = begin(
+            decoder,
+            features,
+            search,
+            start=start,
+            end=end,
+            forbid=forbid,
+            masks=masks,
+            force=force,
+            positions=positions,
+        )
+        found: Hypotheses = begun.search(begun.step, begun.state, **begun.options)
+    # Autograd refuses inference tensors; a copy made out here is an ordinary one, fit to train on.
+    return Hypotheses(*(t.clone() for t in found))
+
+
+def begin(
+    decoder: Decoder,
+    features: Features,
+    search: Search,
+    *,
+    start: int,
+    end: int,
+    forbid: Sequence[int],
+    masks: Sequence[Mask],
+    force: Force | None,
+    positions: Sequence[int] | None,
+) -> Begun:
+    """Encode what belongs to the images and wrap the decoder's step; arguments and errors are those of `generate`.
+
+    To be called, and the step too, in inference mode and with the decoder in evaluation mode.
+    """
     if not hasattr(decoder, "vocab_size"):
         raise ArgumentError(f"generate takes a decoder that follows showtell.Decoder, not {type(decoder).__name__}")
     for name, ids in (("start", (start,)), ("end", (end,)), ("forbid", tuple(forbid))):
@@ -70,35 +119,15 @@ def generate(
     as_features(features, "generate takes")
     search = as_search(search)
     images, device = features.pooled.shape[0], features.pooled.device
-    options: dict[str, Any] = {"positions": positions} if isinstance(search, Sample) else {}
+    forbidden = torch.tensor(sorted(set(forbid)), dtype=torch.int64, device=device)
+    options: dict[str, Any] = {"images": images, "start": start, "end": end, "device": device}
+    if isinstance(search, Sample):
+        options["positions"] = positions
     if force is not None:
         _check_force(force, images, search, frozenset(forbid), end, decoder.vocab_size)
         options.update({"force": force} if any(force) else {})
-    with torch.inference_mode(), evaluating(decoder):
-        step, state = stepping(decoder, features, search.max_length, forbid=forbid, masks=masks)
-        found = search(step, state, images=images, start=start, end=end, device=device, **options)
-    # Autograd refuses inference tensors; a copy made out here is an ordinary one, fit to train on.
-    return Hypotheses(*(t.clone() for t in found))
-
-
-def stepping(
-    decoder: Decoder, features: Features, max_length: int, *, forbid: Sequence[int] = (), masks: Sequence[Mask] = ()
-) -> tuple[Step, Rows]:
-    """What a search is called with: a step of the decoder on N photos, masks and all, and its first state.
-
-    Example:
-        >>> from showtell.decoders import LSTMDecoder
-        >>> decoder = LSTMDecoder(vocab_size=20, feature_dim=8, embed_dim=4, hidden_dim=4).eval()
-        >>> with torch.inference_mode(), evaluating(decoder):
-        ...     step, state = stepping(decoder, Features(pooled=torch.randn(1, 8)), 6)
-        ...     words = [int(one.tokens) for one in Greedy(6).steps(step, state, images=1, start=1, end=2)]
-        >>> 1 <= len(words) <= 6
-        True
-
-    To be called, and the step run, in evaluation mode and without gradients; arguments are checked by `generate`.
-    """
-    forbidden = torch.tensor(sorted(set(forbid)), dtype=torch.int64, device=features.pooled.device)
     memory: Rows = {}
+    state: Rows = {}
 
     def step(prefix: Tensor, state: Rows) -> tuple[Tensor, Rows]:
         logits, state = decoder.step(prefix[:, -1], state, memory)
@@ -109,10 +138,10 @@ def stepping(
             log_probs = mask(prefix, log_probs)
         return log_probs, state
 
-    if not features.pooled.shape[0]:
-        return step, {}
-    memory.update(decoder.prepare(features))
-    return step, decoder.initial_state(memory, max_length)
+    if images:
+        memory = decoder.prepare(features)
+        state = decoder.initial_state(memory, search.max_length)
+    return Begun(search, step, state, options)
 
 
 def _check_force(
