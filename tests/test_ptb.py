@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -75,25 +77,6 @@ def test_any_text_gives_small_words_without_spaces(caption: str) -> None:
         assert len(token.split(" ")) == 1
 
 
-@pytest.mark.parametrize(
-    "piece", [" ", "a", "a.", "a-", "a'", "1 ", "1/", "<a ", "<!", "a@", "a.b.", "K. ", "&amp;", "'s", "\u2044", "é"]
-)
-def test_time_grows_with_the_length_only(piece: str) -> None:
-    # Quadratic time would take minutes here; what is measured is steps of the scanner, not seconds.
-    text, steps = piece * (100_000 // len(piece)), 0
-    furthest = ptb_scanner._furthest
-
-    def counted(line: str, place: int) -> object:
-        nonlocal steps
-        steps += 1
-        return furthest(line, place)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ptb_scanner, "_furthest", counted)
-        ptb_tokenize(text)
-    assert steps <= len(text)
-
-
 def test_the_short_way_for_plain_words_gives_what_the_rules_give(monkeypatch: pytest.MonkeyPatch) -> None:
     captions = [caption(random.Random(seed)) for seed in range(3000)]
     short = list(map(ptb_tokenize, captions))
@@ -144,13 +127,12 @@ def caption(draw: random.Random) -> str:
     return "".join(parts)
 
 
-@pytest.mark.slow
-def test_ten_thousand_random_captions_give_the_tokens_of_the_official_tokeniser(tmp_path: Path) -> None:
+def official_tokens(captions: Sequence[str]) -> list[list[str]]:
+    """What the Java tokeniser makes of captions; skips where it can't be had."""
     package = pytest.importorskip("pycocoevalcap", reason="needs the extra coco (pycocoevalcap)")
     if problem := java_problem():
         pytest.skip(problem)
     (jar,) = (Path(package.__path__[0]) / "tokenizer").glob("stanford-corenlp-*.jar")
-    captions = [caption(random.Random(seed)) for seed in range(10_000)]
     lines = "\n".join(line for text in captions for line in (text, "zzz"))  # it looks at the next line: a dull one
     found = subprocess.run(
         ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"],
@@ -161,9 +143,35 @@ def test_ten_thousand_random_captions_give_the_tokens_of_the_official_tokeniser(
     )
     official = found.stdout.decode().split("\n")[: 2 * len(captions)]
     assert official[1::2] == ["zzz"] * len(captions)
-    wrong = []
-    for text, line in zip(captions, official[::2], strict=True):
-        expected = [word for word in line.rstrip().split(" ") if word and word not in PUNCTUATION]
-        if ptb_tokenize(text) != expected:
-            wrong.append((text, expected, ptb_tokenize(text)))
-    assert wrong == []
+    return [[word for word in line.rstrip().split(" ") if word and word not in PUNCTUATION] for line in official[::2]]
+
+
+def wrong(captions: Sequence[str]) -> list[tuple[str, list[str], list[str]]]:
+    pairs = zip(captions, official_tokens(captions), strict=True)
+    return [(text, expected, found) for text, expected in pairs if (found := ptb_tokenize(text)) != expected]
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_captions_give_the_tokens_of_the_official_tokeniser() -> None:
+    assert wrong([caption(random.Random(seed)) for seed in range(10_000)]) == []
+
+
+@pytest.mark.slow
+def test_every_caption_of_flickr8k_gives_the_tokens_of_the_official_tokeniser(shared: Path) -> None:
+    photos = json.loads((shared / "flickr8k" / "dataset_flickr8k.json").read_text(encoding="utf-8"))["images"]
+    captions = {" ".join(s["raw"].splitlines()) for photo in photos for s in photo["sentences"]}
+    assert len(captions) > 35_000
+    assert wrong(sorted(captions)) == []
+
+
+ENDLESS = """
+from showtell import ptb_tokenize
+for piece in " |a|a.|a-|a'|1 |1/|<a |<!|a@|a.b.|K. |&amp;|'s|\u2044|\xe9".split("|"):
+    ptb_tokenize(piece * (200_000 // len(piece)))
+"""
+
+
+@pytest.mark.slow
+def test_no_caption_takes_longer_than_in_proportion_to_its_length() -> None:
+    # Some 30 s in all; a single piece for which time grew with the square would take minutes.
+    subprocess.run([sys.executable, "-c", ENDLESS], check=True, timeout=180)

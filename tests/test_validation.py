@@ -17,10 +17,10 @@ from showtell.captioner import Captioner
 from showtell.data import Batches, Dataset, ImageInputs, Record
 from showtell.errors import ArgumentError, DataError, RunError
 from showtell.evaluation import evaluate, teacher_forced_loss
-from showtell.metrics import DocumentFrequencies
+from showtell.metrics import DocumentFrequencies, scored_words
 from showtell.testing import TinyEncoder, tiny_captioner
 from showtell.training import TrainResult, train
-from showtell.training.frequencies import cached_frequencies, scored_words
+from showtell.training.frequencies import cached_frequencies
 from showtell.training.job import Progress
 from showtell.training.validation import Validation, validate
 from showtell.vocabulary import Vocabulary

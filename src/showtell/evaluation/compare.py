@@ -10,15 +10,14 @@ import numpy as np
 
 from ..checks import whole
 from ..errors import ArgumentError
-from ..metrics import TOKENIZER, Scores, bleu_counts, bleu_of_counts, ptb_tokenize
-from .result import Evaluation, ScoredPhoto, score_predictions
+from ..metrics import METRICS, TOKENIZER, Scores, bleu_counts, bleu_of_counts, scored_words
+from .result import MEANS, Evaluation, ScoredPhoto, score_predictions
 
 __all__ = ["Comparison", "Confidence", "Difference", "Interval", "compare", "confidence"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-_BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
-_MEANS = ("ROUGE-L", "CIDEr-D", "CIDEr", "SPICE")  # their corpus value is the mean of the photos' values
+_BLEU = METRICS[:4]
 _FEW = 8_000_000  # weights held at a time
 
 
@@ -238,7 +237,7 @@ def _resampled(evaluations: Sequence[Evaluation], samples: int, seed: int) -> di
     if count < 2:
         return {}
     metrics = _metrics(evaluations[0])
-    means = [metric for metric in metrics if metric in _MEANS]
+    means = [metric for metric in metrics if metric in MEANS]
     # Counts of another tokeniser aren't to be had here.
     bleus = [m for m in metrics if m in _BLEU and all(e.signature.tokenizer == TOKENIZER for e in evaluations)]
     columns = []
@@ -270,12 +269,8 @@ def _sums(columns: Sequence[Array], samples: int, seed: int) -> Array:
 
 def _counts(evaluation: Evaluation) -> Array:
     """BLEU's counts (N, 10)."""
-    candidates = [_words(photo.caption) for photo in evaluation.photos]
-    return bleu_counts(candidates, [[_words(text) for text in photo.references] for photo in evaluation.photos])
-
-
-def _words(text: str) -> list[str]:
-    return " ".join(ptb_tokenize(text)).split()
+    candidates = [scored_words(photo.caption) for photo in evaluation.photos]
+    return bleu_counts(candidates, [[scored_words(text) for text in photo.references] for photo in evaluation.photos])
 
 
 def _interval(values: Array) -> Interval:

@@ -15,20 +15,20 @@ from typing import Any
 
 from .. import journal
 from ..errors import ArgumentError, FormatError, NotFoundError
-from ..metrics import METRICS, TOKENIZER, Scores, ptb_tokenize, score_captions
+from ..metrics import METRICS, TOKENIZER, Scores, score_captions, scored_words
 from ..metrics.diversity import Health, caption_health
 from ..metrics.frequencies import DocumentFrequencies
 from ..strict_json import parse_object
 from ..version import __version__
 from .signature import Signature
 
-__all__ = ["FORMAT", "Evaluation", "ScoredPhoto", "check_ids", "score_predictions"]
+__all__ = ["FORMAT", "MEANS", "Evaluation", "ScoredPhoto", "check_ids", "score_predictions"]
 
 FORMAT = "showtell.evaluation"
 _VERSION = 1
 _LIMIT = 1_000_000_000  # bytes; 40,000 photos with 5 references are about 30 MB
 _MOST = {"CIDEr-D": 10.0, "CIDEr": 10.0} | dict.fromkeys((*METRICS[:5], "METEOR", "SPICE"), 1.0)
-_MEANS = ("ROUGE-L", "CIDEr-D", "CIDEr", "SPICE")  # their corpus value is the mean of the photos' values
+MEANS = ("ROUGE-L", "CIDEr-D", "CIDEr", "SPICE")  # their corpus value is the mean of the photos' values
 _NEAR = 1e-6  # by which a score may be off where another machine added it up
 
 
@@ -185,7 +185,7 @@ def score_predictions(
 
 def _weights(pairs: Sequence[tuple[str, Sequence[str]]], frequencies: DocumentFrequencies) -> str:
     """What a signature calls document frequencies; those of the references themselves, counted before, are "own"."""
-    own = [[" ".join(ptb_tokenize(text)).split() for text in references] for _, references in pairs]
+    own = [[scored_words(text) for text in references] for _, references in pairs]
     given = frequencies.digest
     return "own" if given == DocumentFrequencies.of(own).digest else given
 
@@ -231,7 +231,7 @@ def _check_scores(found: Evaluation) -> None:
         values = (corpus[metric], *each[metric])
         if not all(-_NEAR <= value <= _MOST.get(metric, math.inf) + _NEAR for value in values):
             raise ValueError(f"the scores {wrong(metric)}")
-        if metric in _MEANS and abs(math.fsum(each[metric]) / len(each[metric]) - corpus[metric]) > _NEAR:
+        if metric in MEANS and abs(math.fsum(each[metric]) / len(each[metric]) - corpus[metric]) > _NEAR:
             raise ValueError(f"the scores {wrong(metric)}")
     signature = found.signature
     if (signature.version, signature.tokenizer) != (__version__, TOKENIZER):

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..errors import FormatError
-from ..metrics import TOKENIZER
+from ..metrics import METRICS, TOKENIZER
 from ..version import __version__
 
 __all__ = ["Signature"]
 
 _SHOWN = 200  # characters of a field in a message
-_BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Signature:
     def __str__(self) -> str:
         """One line, the parts apart by "|", frequencies "own" left out; it belongs beside every published number."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        parts["metrics"] = "+".join(self.metrics).replace("+".join(_BLEU), "BLEU-1..4")
+        parts["metrics"] = "+".join(self.metrics).replace("+".join(METRICS[:4]), "BLEU-1..4")
         return "|".join(f"{name}:{value}" for name, value in parts.items() if (name, value) != ("frequencies", "own"))
 
     def differences(self, other: Signature) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from .cider import Cider, CiderD, PreparedReferences
 from .coco import coco_problem, coco_scores
 from .diversity import Health, caption_health, div_n, self_cider
 from .frequencies import DocumentFrequencies
-from .ptb import TOKENIZER, ptb_tokenize
+from .ptb import TOKENIZER, ptb_tokenize, scored_words
 from .scores import METRICS, Scores, score_captions
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "div_n",
     "ptb_tokenize",
     "score_captions",
+    "scored_words",
     "self_cider",
 ]

@@ -7,7 +7,7 @@ import re
 from ..errors import ArgumentError
 from .ptb_scanner import scan
 
-__all__ = ["TOKENIZER", "ptb_tokenize"]
+__all__ = ["TOKENIZER", "ptb_tokenize", "scored_words"]
 
 TOKENIZER = "ptb-1"
 """Which tokeniser scores come from; it changes when any caption's tokens do."""
@@ -33,3 +33,16 @@ def ptb_tokenize(caption: str) -> list[str]:
     if not isinstance(caption, str):
         raise ArgumentError(f"a caption to split into words is a string, not a {type(caption).__name__}")
     return scan(caption if caption.isprintable() else _BREAKS.sub(" ", caption))
+
+
+def scored_words(caption: str) -> list[str]:
+    """The words of a caption as BLEU and CIDEr count them.
+
+    Example:
+        >>> scored_words("A dog, 22 3/4 inches tall!")
+        ['a', 'dog', '22', '3/4', 'inches', 'tall']
+
+    The tokeniser makes one token of "22 3/4", with a space in it that doesn't break; BLEU and CIDEr take it for two
+    words. Raises ArgumentError for anything but a string.
+    """
+    return " ".join(ptb_tokenize(caption)).split()

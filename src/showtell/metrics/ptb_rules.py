@@ -14,9 +14,7 @@ from typing import NamedTuple
 from .ptb_characters import DIGIT, LETTER, MARK, SPACE, SUBSCRIPT, SUPERSCRIPT, SYMBOL
 from .ptb_words import CONTRACTIONS, STARTERS
 
-__all__ = ["REACH", "RULES", "Rule"]
-
-REACH = 2000  # characters that a pattern which may run far sees at once: no caption makes the scan quadratic
+__all__ = ["RULES", "Rule"]
 
 _SOFT = "\xad"  # the soft hyphen, at home in any word
 _ASCII = "A-Za-z"

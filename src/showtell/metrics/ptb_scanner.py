@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from .ptb_characters import shape
-from .ptb_rules import REACH, RULES, Rule
 from .ptb_words import CONTRACTIONS, abbreviation, keeps_stop_before_figure
+
+if TYPE_CHECKING:
+    from .ptb_rules import Rule
 
 __all__ = ["scan"]
 
@@ -20,6 +23,7 @@ _RUN = re.compile(
     r"(?:([A-Za-z]{2,})[.] *\n)?"
 )
 _SPACES = re.compile(" +")
+_REACH = 2000  # characters that a rule which may run far sees at once: no caption makes the scan quadratic
 
 _REMOVED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", ""])
 
@@ -57,17 +61,17 @@ class _Token(NamedTuple):
     makes: str
 
 
+@cache
 def _rules_by_start() -> dict[str, list[Rule]]:
-    """The rules that can match at a character, in their order."""
+    """The rules that can match at a character, in their order; they are made at the first caption that needs them."""
+    from .ptb_rules import RULES
+
     table: dict[str, list[Rule]] = defaultdict(list)
     every = {*map(chr, range(1, 0x7F)), *"".join(rule.starts for rule in RULES)} - {" ", "\t", "\n"}
     for rule in RULES:
         for char in set(rule.starts) or every:
             table[char].append(rule)
     return dict(table)
-
-
-_RULES = _rules_by_start()
 
 
 def scan(text: str) -> list[str]:
@@ -116,8 +120,8 @@ def _words(run: str) -> list[str]:
 def _furthest(line: str, place: int) -> _Token | None:
     """The token that begins here, if one does."""
     furthest, token = 0, None
-    for rule in _RULES.get(line[place], ()):
-        match = rule.pattern.match(line, place, place + REACH) if rule.far else rule.pattern.match(line, place)
+    for rule in _rules_by_start().get(line[place], ()):
+        match = rule.pattern.match(line, place, place + _REACH) if rule.far else rule.pattern.match(line, place)
         if match is None:
             continue
         sees = match.end()

@@ -8,10 +8,10 @@ import os
 from collections.abc import Hashable, Sequence
 
 from ..errors import ArgumentError, FormatError, NotFoundError
-from ..metrics import TOKENIZER, DocumentFrequencies, ptb_tokenize
+from ..metrics import TOKENIZER, DocumentFrequencies
 from ..vocabulary import Vocabulary
 
-__all__ = ["cached_frequencies", "scored_words"]
+__all__ = ["cached_frequencies"]
 
 
 def cached_frequencies(
@@ -62,15 +62,3 @@ def cached_frequencies(
         found = DocumentFrequencies.of(references)
         found.save(path, identity=identity)
         return found
-
-
-def scored_words(caption: str) -> list[str]:
-    """The words of a caption as CIDEr counts them.
-
-    Example:
-        >>> scored_words("A dog, 22 3/4 inches tall!")
-        ['a', 'dog', '22', '3/4', 'inches', 'tall']
-
-    The tokeniser makes one token of "22 3/4", with a space in it that doesn't break; CIDEr takes it for two words.
-    """
-    return " ".join(ptb_tokenize(caption)).split()

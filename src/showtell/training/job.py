@@ -17,11 +17,11 @@ from ..data.inputs import load_records
 from ..data.records import listed, wordless
 from ..errors import ArgumentError, DataError
 from ..image_spec import ImageSpec
-from ..metrics import DocumentFrequencies
+from ..metrics import DocumentFrequencies, scored_words
 from ..progress import bar
 from ..version import __version__
 from .assemble import make_optimizer, trunk_trains
-from .frequencies import cached_frequencies, scored_words
+from .frequencies import cached_frequencies
 from .objectives import CrossEntropy, DoublyStochastic, Objective
 from .recipe import Recipe
 from .run_folder import RunFolder
