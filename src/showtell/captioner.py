@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -12,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from . import hub, storage, weights
-from .assembly import build_part, check_part, part_entry, shapes_only
+from .assembly import check_part, part_entry
 from .attention import AttentionMaps, attend
+from .bulk import Row, caption_iter
 from .caption import Caption, captions_of
 from .devices import usable_device
-from .errors import ArgumentError, FormatError
+from .errors import ArgumentError
 from .generate import evaluating, generate
 from .images import ImageSource, load_images
+from .loading import load_captioner
 from .photos import Photos, check_batch_size, is_many, listed
 from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder, as_features, join_features, slice_features
-from .registry import Kind
-from .search import Greedy, Search, as_search, search_from_config, search_to_config
+from .search import Greedy, Search, as_search, search_to_config
 from .vocabulary import Vocabulary
 
 __all__ = ["Caption", "Captioner", "Photos"]
@@ -216,6 +216,20 @@ class Captioner(nn.Module):
             captions += captions_of(found, words)
         return captions
 
+    def caption_iter(self, photos: Iterable[ImageSource], **options: Any) -> Iterator[Row]:
+        """Caption any number of photos, a row for each as soon as it is known; see `showtell.bulk.caption_iter`.
+
+        Example:
+            >>> from showtell.testing import tiny_captioner
+            >>> import torch
+            >>> rows = tiny_captioner().caption_iter((torch.rand(3, 32, 32) for _ in range(5)), batch_size=2)
+            >>> sum(row.error is None for row in rows)
+            5
+
+        `options`: search, batch_size, workers and skip_bad. A photo that can't be read is a row with the error.
+        """
+        return caption_iter(self, photos, **options)
+
     def attend(
         self, images: Photos, captions: str | Caption | Sequence[str | Caption], *, batch_size: int = 32
     ) -> AttentionMaps | list[AttentionMaps]:
@@ -332,41 +346,9 @@ class Captioner(nn.Module):
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ArgumentError(f"dtype must be a floating one such as torch.bfloat16, not {dtype!r:.100}")
         folder = hub.resolve(source, revision=revision, token=token, local_files_only=local_files_only)
-        saved = storage.read_folder(folder)
-        vocabulary = Vocabulary.from_json(saved.tokenizer)
-        try:
-            search = search_from_config(saved.config["generation"])
-        except ArgumentError as error:
-            raise FormatError(f"{folder}: the generation settings of config.json make no sense: {error}") from error
-        makers: dict[Kind, Any] = {"encoder": encoder, "decoder": decoder}
-        kept = [kind for kind, maker in makers.items() if isinstance(maker, nn.Module)]
-        # First shapes only, on the meta device: a folder that lies costs no memory.
-        with shapes_only():
-            shapes = {kind: build_part(kind, saved.config[kind], maker) for kind, maker in makers.items()}
-        modules: dict[str, nn.Module] = {
-            kind: cast(nn.Module, part) for kind, part in shapes.items() if kind not in kept
-        }
-        expected = weights.expected_tensors(modules, saved.config["weights_dtype"])
-        found = {name: info for name, info in saved.tensors.items() if name.split(".")[0] not in kept}
-        weights.match(expected, found, str(folder))
-        size = cast(Decoder, shapes["decoder"]).vocab_size
-        if size != len(vocabulary):
-            raise FormatError(
-                f"{folder}: the decoder has {size} words and tokenizer.json {len(vocabulary)}; the files don't "
-                "belong together"
-            )
-        parts: dict[str, Any] = {kind: build_part(kind, saved.config[kind], maker) for kind, maker in makers.items()}
-        captioner = cls(parts["encoder"], parts["decoder"], vocabulary, search=search)
-        own = captioner.state_dict()
-        tensors = {name: t.to(own[name].dtype) for name, t in saved.load_tensors().items() if name in found}
-        captioner.load_state_dict(tensors, strict=not kept)
+        captioner, saved = load_captioner(cls, folder, {"encoder": encoder, "decoder": decoder})
         captioner._saved_dtype = saved.config["weights_dtype"]
         captioner._card = saved.card
-        for kind in kept:
-            warnings.warn(
-                f"{folder}: the given {kind} keeps its own weights; the folder's {kind} weights are ignored",
-                stacklevel=2,
-            )
         return captioner.eval().to(device=where, dtype=dtype)
 
     def push_to_hub(
