@@ -14,7 +14,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ PAD, START, END, UNK = 0, 1, 2, 3
 NO_END = (PAD, START, UNK, END)  # without an end every caption has exactly max_length words
 VOCABULARY = 10_000
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "images").glob("*.jpg"))
+A = "a: end to end over encoder"
 GREEDY, BEAM_3, BEAM_5 = Greedy(WORDS), Beam(3, WORDS), Beam(5, WORDS)
 
 
@@ -94,22 +95,29 @@ def bundled(device: torch.device) -> System:
 # --- count first ------------------------------------------------------------------------------------------------------
 
 
-def counted(system: System, batch: int, beams: int, rounds: int, speed: dict[str, float]) -> dict[str, Any]:
-    """Operations and bytes of encoder, prepare and step; the floor at the machine's own speed; the gap to it."""
+def counted(
+    system: System, batch: int, beams: int, rounds: int, speed: dict[str, float], encoder_s: float
+) -> dict[str, Any]:
+    """Operations and bytes of encoder, prepare and step; the floor at the machine's own speed; the gap to it.
+
+    `encoder_s`: what a batch of as many photos takes the encoder.
+    """
     pixels = torch.rand(batch, 3, 224, 224, device=system.device)
-    features, decoder = system.encode(pixels), system.decoder
+    one, decoder = system.encode(pixels[:1]), system.decoder
+    features = Features(*(None if t is None else t.expand(batch, *t.shape[1:]).contiguous() for t in one))
     rows = batch * beams
     tokens = torch.full((rows,), START, device=system.device)
     with torch.inference_mode():
         memory = decoder.prepare(features)
         state = repeat_rows(decoder.initial_state(memory, WORDS), beams)
         calls: dict[str, Callable[[], Any]] = {
-            "encoder": lambda: system.encode(pixels),
             "prepare": lambda: decoder.prepare(features),
             "step": lambda: decoder.step(tokens, dict(state), memory),
         }
         took = in_turn(calls, rounds, system.device)
+        spent = {"encoder": encoder_s} | {name: median(values) for name, values in took.items()}
         ops = {name: operations(call) for name, call in calls.items()}
+        ops["encoder"] = batch * operations(lambda: system.encode(pixels[:1]))
     element = next(decoder.parameters()).element_size()
     inputs = {name: sum(t.numel() for t in bag.values()) * element for name, bag in (("s", state), ("m", memory))}
     given = sum(t.numel() for t in (features.pooled, features.grid) if t is not None) * element
@@ -121,7 +129,7 @@ def counted(system: System, batch: int, beams: int, rounds: int, speed: dict[str
         + inputs["m"]
         + rows * decoder.vocab_size * element,
     }
-    return {n: against_floor(ops[n], bytes_read[n], median(took[n]), speed) for n in calls}
+    return {n: against_floor(ops[n], bytes_read[n], spent[n], speed) for n in spent}
 
 
 # --- (a) what the words cost beyond the encoder -----------------------------------------------------------------------
@@ -149,7 +157,7 @@ def beyond_the_encoder(system: System, batch: int, rounds: int) -> dict[str, Any
 # --- (b) beside transformers ------------------------------------------------------------------------------------------
 
 
-def beside_transformers(device: torch.device, batches: tuple[int, int], rounds: int) -> dict[str, Any]:
+def beside_transformers(device: torch.device, batches: Sequence[int], rounds: int) -> dict[str, Any]:
     """Images a second, beam 3; a like-for-like pair shares one ViT, and its decoders have GPT-2's size."""
     import others
 
@@ -285,12 +293,12 @@ def from_files(system: System, photos: int) -> dict[str, Any]:
     return result
 
 
-def bulk(photos: int) -> dict[str, Any]:
+def bulk(photos: int, rounds: int) -> dict[str, Any]:
     """The bundled captioner over many files: `caption_iter` beside batch after batch without overlap."""
     captioner, files = Captioner.default(), [EXAMPLES[n % len(EXAMPLES)] for n in range(photos)]
     calls = {f"caption_iter, {n} decoding threads": lambda n=n: list(captioner.caption_iter(files, workers=n))
              for n in (1, 2, 4)}  # fmt: skip
-    took = in_turn({"caption": lambda: captioner.caption(files), **calls}, 2, torch.device("cpu"))
+    took = in_turn({"caption": lambda: captioner.caption(files), **calls}, rounds, torch.device("cpu"))
     return {name: {"images_per_s": round(photos / median(values), 1)} for name, values in took.items()}
 
 
@@ -336,29 +344,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="+", default=["count", "a", "b", "c", "d"], help="count a b c d")
+    parser.add_argument("--batches", type=int, nargs="+", help="of b (default: 1 16; 1 4 with --quick)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
     gpu, quick = device.type == "cuda", options.quick
+    few = 1 if quick else 0  # rounds; 0: each part's own number
     versions = {"showtell": __version__, "torch": torch.__version__, "python": platform.python_version()}
     result: dict[str, Any] = {"what": __doc__.splitlines()[0], "quick": quick, "machine": machine(device)}
     lstm, attention = resnet(device, "lstm.v1"), resnet(device, "attention-lstm.v1")
+    if {"a", "count"} & set(options.only):
+        result[A] = beyond_the_encoder(lstm, 32, few or 7)
+        say("a")
     if "count" in options.only:
         speed = machine_speed(device, torch.float32)
         result["machine"] |= speed
-        rounds = 1 if quick else 5
-        result["count, batch 32, beam 3"] = {
-            "ResNet-50, LSTM": counted(lstm, 32, 3, rounds, speed),
-            "ResNet-50, attention LSTM": counted(attention, 32, 3, rounds, speed),
+        encoder_s, rounds = result[A]["encoder_s"], few or 5
+        result["count: batch 32, beam 3"] = {
+            "ResNet-50, LSTM": counted(lstm, 32, 3, rounds, speed, encoder_s),
+            "ResNet-50, attention LSTM": counted(attention, 32, 3, rounds, speed, encoder_s),
         }
         say("counted")
-    if "a" in options.only:
-        result["a: end to end over encoder"] = beyond_the_encoder(lstm, 32, 2 if quick else 7)
-        say("a")
     if "c" in options.only:
-        rounds = 1 if quick else 5
+        rounds = few or 5
         result["c: beam search alone"] = {
             "LSTM": search_alone(lstm, 64, rounds),
             "attention LSTM": search_alone(attention, 64, rounds),
@@ -366,7 +376,7 @@ def main() -> None:
         say("c")
     if "d" in options.only:
         batches = [1, 16, 64, 256] if gpu else [1, 16, 64]
-        result["d: parts"] = {"ResNet-50, LSTM": parts(lstm, batches, 1 if quick else 3)}
+        result["d: parts"] = {"ResNet-50, LSTM": parts(lstm, batches, few or 3)}
         if not quick:
             result["d: parts"]["ResNet-50, attention LSTM"] = parts(attention, batches, 3)
         count = 32 if quick else 128
@@ -374,7 +384,7 @@ def main() -> None:
             "photos": "examples/images",
             "ResNet-50, LSTM": {**size_of(lstm.encoder, lstm.decoder), **from_files(lstm, count)},
             "bundled captioner": from_files(bundled(device), count),
-            "bundled captioner, many files": bulk(64 if quick else 256),
+            "bundled captioner, many files": bulk(64 if quick else 256, few or 3),
         }
         say("files")
     if gpu:
@@ -384,7 +394,9 @@ def main() -> None:
 
         versions["transformers"] = transformers.__version__
         del lstm, attention
-        result["b: beside transformers, beam 3"] = beside_transformers(device, (1, 16), 1 if quick else 3)
+        result["b: beside transformers, beam 3"] = beside_transformers(
+            device, options.batches or ((1, 4) if quick else (1, 16)), few or 3
+        )
     result["versions"] = versions
     result["took_s"] = round(time.perf_counter() - STARTED)
     text = json.dumps(result, indent=2)

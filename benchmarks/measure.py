@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
 import subprocess
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,8 +56,10 @@ def ratio(took: dict[str, list[float]], over: str, under: str) -> float:
 
 def operations(call: Call) -> int:
     """Floating-point operations of matrix products and convolutions, a multiply-add being two."""
-    with FlopCounterMode(display=False) as counter, torch.backends.mkldnn.flags(enabled=False):
-        call()
+    with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+        warnings.simplefilter("ignore")  # about TF32 on other machines
+        with torch.backends.mkldnn.flags(enabled=False):  # its fused LSTM isn't counted
+            call()
     return counter.get_total_flops()
 
 
@@ -97,9 +101,10 @@ def peak_memory(call: Call, device: torch.device) -> float | None:
         call()
         return round((torch.cuda.max_memory_allocated(device) - before) / 1e6, 1)
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls left free goes back
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from here
         before = _status("VmRSS")
-    except (OSError, StopIteration):
+    except (OSError, AttributeError, StopIteration):
         return None
     call()
     return round((_status("VmHWM") - before) / 1000, 1)
