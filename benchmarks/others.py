@@ -36,12 +36,14 @@ def vit_gpt2() -> nn.Module:
 
 
 def caption(model: Any, pixels: Tensor, *, beams: int, words: int) -> Tensor:
-    """Exactly `words` new tokens for each image: (N, 1 or more + words)."""
+    """Exactly `words` new tokens for each image: (N, 1 + words)."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with torch.inference_mode():
-        return model.generate(
+        tokens = model.generate(
             pixel_values=pixels, num_beams=beams, do_sample=False, min_new_tokens=words, max_new_tokens=words
         )
+    assert tokens.shape == (len(pixels), 1 + words)  # what begins a caption, and the words
+    return tokens
 
 
 class ViTEncoder(nn.Module):
