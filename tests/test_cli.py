@@ -217,7 +217,7 @@ def test_a_stopped_command_promises_to_continue_only_where_it_can(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("showtell.cli.caption.caption_files", stop)
+    monkeypatch.setattr("showtell.cli.caption.caption_iter", stop)
     command = ["caption", "--model", model, str(album)]
     assert main(command) == 130
     assert "continues" not in capsys.readouterr().err

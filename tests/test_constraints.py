@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from showtell import Beam, Caption, Captioner, Constraints, DiverseBeam, Features, Greedy, Sample, Vocabulary
-from showtell.bulk import caption_files
 from showtell.cli import main
 from showtell.constraints import BAD_ENDINGS, bind
 from showtell.errors import ArgumentError
@@ -224,14 +223,11 @@ def test_a_seed_samples_the_same_captions_whatever_the_batch_and_the_files_that_
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"no photo")
     paths = [photos[0], tmp_path / "bad.jpg", photos[0], photos[1], photos[0]]
-    rows = {
-        size: [
-            row for batch in caption_files(captioner, paths, search="sample:seed=5", batch_size=size) for row in batch
-        ]
-        for size in (1, 2, 5)
-    }
+    rows = {size: list(captioner.caption_iter(paths, search="sample:seed=5", batch_size=size)) for size in (1, 2, 5)}
     texts = {size: [row.caption and row.caption.tokens for row in some] for size, some in rows.items()}
     assert texts[1] == texts[2] == texts[5]
+    rest = captioner.caption_iter(paths[2:], search="sample:seed=5", batch_size=2, start=2)
+    assert [row.caption and row.caption.tokens for row in rest] == texts[2][2:], "a run that continues draws as one"
     good = [paths[0], paths[2], paths[3], paths[4]]
     found = captioner.generate(good, search="sample:seed=5", positions=[0, 2, 3, 4])
     assert [best[0].tokens for best in found] == [text for text in texts[5] if text]

@@ -1,4 +1,4 @@
-"""What else a captioner and an ensemble can be asked: how likely captions are, which fits best, words as they come."""
+"""What a captioner and an ensemble can be asked: captions, how likely some are, which fits best, words as they come."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .caption import Caption
+from .captioning import caption_photos
 from .constraints import Constraints
 from .generate import Ready
 from .images import ImageSource
-from .photos import Photos
+from .photos import Photos, is_many
 from .protocols import Decoder, Features
 from .ranking import By, Ranking, rank
 from .scoring import Given, score
@@ -35,6 +36,64 @@ class Asking:
         """Some photos, or their features, to a decoder and the features it takes."""
         features = images if isinstance(images, Features) else self.encode(images, batch_size=max(1, len(images)))
         return Ready(self.decoder, features)
+
+    def caption(
+        self,
+        images: Photos,
+        *,
+        search: Search | str | None = None,
+        batch_size: int = 32,
+        constraints: Constraints | Sequence[Constraints] | None = None,
+    ) -> Caption | list[Caption]:
+        """The best caption of each photo: a `Caption` for one photo, a list for several.
+
+        Example:
+            >>> from showtell.testing import tiny_captioner
+            >>> import torch
+            >>> captions = tiny_captioner().caption([torch.rand(3, 32, 32)] * 2, search="beam:3")
+            >>> [len(caption.candidates) for caption in captions]
+            [3, 3]
+
+        Args:
+            images: a path, bytes, an open file, a PIL image, a numpy array (H, W, 3) or a tensor (3, H, W); a list
+                of these; or `Features`, which always give a list.
+            search: instead of the captioner's own: `Greedy()`, `Beam(size=3)`, `DiverseBeam()`, `Sample(count=5)`, or
+                as text: "greedy", "beam:3".
+            batch_size: photos at a time, at least 1.
+            constraints: what captions must and must not say; a list has one for each photo.
+
+        Raises:
+            ImageError: a photo can't be read.
+            ArgumentError: an option makes no sense, or no caption can satisfy the constraints.
+        """
+        found = self.generate(images, search=search, batch_size=batch_size, constraints=constraints)
+        results = [best[0] for best in found]
+        return results if isinstance(images, Features) or is_many(images) else results[0]
+
+    def generate(
+        self,
+        images: Photos,
+        *,
+        search: Search | str | None = None,
+        batch_size: int = 32,
+        constraints: Constraints | Sequence[Constraints] | None = None,
+        positions: Sequence[int] | None = None,
+    ) -> list[list[Caption]]:
+        """The n-best captions of each photo, best first; always a list of lists.
+
+        Example:
+            >>> from showtell.testing import tiny_captioner
+            >>> import torch
+            >>> [[best, second, third]] = tiny_captioner().generate(torch.rand(3, 32, 32), search="beam:3")
+            >>> best.score >= second.score >= third.score
+            True
+
+        Arguments and errors are those of `caption`. `positions`: the photos' numbers among all that are captioned, by
+        default 0, 1, ...; a `Sample` with a seed draws by them, so that cutting photos into batches changes nothing.
+        """
+        return caption_photos(
+            self, images, search=search, batch_size=batch_size, constraints=constraints, positions=positions
+        )
 
     def score(
         self, images: Photos, captions: Given | Sequence[Given | Sequence[Given]], *, batch_size: int = 32

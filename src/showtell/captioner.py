@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -13,19 +12,19 @@ from torch import Tensor, nn
 
 from . import hub, storage, weights
 from .asking import Asking
-from .assembly import build_part, check_part, part_entry, shapes_only
+from .assembly import check_part, part_entry
 from .attention import AttentionMaps, attend
+from .bulk import Row, caption_iter
 from .caption import Caption
-from .captioning import caption_photos
 from .constraints import Constraints
 from .devices import usable_device
-from .errors import ArgumentError, FormatError
+from .errors import ArgumentError
 from .generate import evaluating
 from .images import ImageSource, load_images
-from .photos import Photos, check_batch_size, is_many, listed
+from .loading import load_captioner
+from .photos import Photos, check_batch_size, listed
 from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder, as_features, join_features
-from .registry import Kind
-from .search import Greedy, Search, as_search, search_from_config, search_to_config
+from .search import Greedy, Search, as_search, search_to_config
 from .vocabulary import Vocabulary
 
 __all__ = ["Caption", "Captioner", "Photos"]
@@ -155,62 +154,37 @@ class Captioner(Asking, nn.Module):
                 self.encoder(pixels.to(self.device, dtype)), f"{type(self.encoder).__name__} must return"
             )
 
-    def caption(
+    def caption_iter(
         self,
-        images: Photos,
+        photos: Iterable[ImageSource],
         *,
         search: Search | str | None = None,
         batch_size: int = 32,
-        constraints: Constraints | Sequence[Constraints] | None = None,
-    ) -> Caption | list[Caption]:
-        """The best caption of each photo: a `Caption` for one photo, a list for several.
+        constraints: Constraints | None = None,
+        workers: int | None = None,
+        skip_bad: bool = True,
+        start: int = 0,
+    ) -> Iterator[Row]:
+        """Caption any number of photos in constant memory, a row for each as soon as it is known.
 
         Example:
             >>> from showtell.testing import tiny_captioner
             >>> import torch
-            >>> captions = tiny_captioner().caption([torch.rand(3, 32, 32)] * 2, search="beam:3")
-            >>> [len(caption.candidates) for caption in captions]
-            [3, 3]
+            >>> rows = tiny_captioner().caption_iter((torch.rand(3, 32, 32) for _ in range(5)), batch_size=2)
+            >>> sum(row.error is None for row in rows)
+            5
 
-        Args:
-            images: a path, bytes, an open file, a PIL image, a numpy array (H, W, 3) or a tensor (3, H, W); a list
-                of these; or `Features`, which always give a list.
-            search: instead of the captioner's own: `Greedy()`, `Beam(size=3)`, `DiverseBeam()`, `Sample(count=5)`, or
-                as text: "greedy", "beam:3".
-            batch_size: photos at a time, at least 1.
-            constraints: what captions must and must not say; a list has one for each photo.
-
-        Raises:
-            ImageError: a photo can't be read.
-            ArgumentError: an option makes no sense, or no caption can satisfy the constraints.
+        A photo that can't be read is a row with the error. Arguments: see `showtell.bulk.caption_iter`.
         """
-        found = self.generate(images, search=search, batch_size=batch_size, constraints=constraints)
-        results = [best[0] for best in found]
-        return results if isinstance(images, Features) or is_many(images) else results[0]
-
-    def generate(
-        self,
-        images: Photos,
-        *,
-        search: Search | str | None = None,
-        batch_size: int = 32,
-        constraints: Constraints | Sequence[Constraints] | None = None,
-        positions: Sequence[int] | None = None,
-    ) -> list[list[Caption]]:
-        """The n-best captions of each photo, best first; always a list of lists.
-
-        Example:
-            >>> from showtell.testing import tiny_captioner
-            >>> import torch
-            >>> [[best, second, third]] = tiny_captioner().generate(torch.rand(3, 32, 32), search="beam:3")
-            >>> best.score >= second.score >= third.score
-            True
-
-        Arguments and errors are those of `caption`. `positions`: the photos' numbers among all that are captioned, by
-        default 0, 1, ...; a `Sample` with a seed draws by them, so that cutting photos into batches changes nothing.
-        """
-        return caption_photos(
-            self, images, search=search, batch_size=batch_size, constraints=constraints, positions=positions
+        return caption_iter(
+            self,
+            photos,
+            search=search,
+            batch_size=batch_size,
+            constraints=constraints,
+            workers=workers,
+            skip_bad=skip_bad,
+            start=start,
         )
 
     def attend(
@@ -329,41 +303,9 @@ class Captioner(Asking, nn.Module):
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ArgumentError(f"dtype must be a floating one such as torch.bfloat16, not {dtype!r:.100}")
         folder = hub.resolve(source, revision=revision, token=token, local_files_only=local_files_only)
-        saved = storage.read_folder(folder)
-        vocabulary = Vocabulary.from_json(saved.tokenizer)
-        try:
-            search = search_from_config(saved.config["generation"])
-        except ArgumentError as error:
-            raise FormatError(f"{folder}: the generation settings of config.json make no sense: {error}") from error
-        makers: dict[Kind, Any] = {"encoder": encoder, "decoder": decoder}
-        kept = [kind for kind, maker in makers.items() if isinstance(maker, nn.Module)]
-        # First shapes only, on the meta device: a folder that lies costs no memory.
-        with shapes_only():
-            shapes = {kind: build_part(kind, saved.config[kind], maker) for kind, maker in makers.items()}
-        modules: dict[str, nn.Module] = {
-            kind: cast(nn.Module, part) for kind, part in shapes.items() if kind not in kept
-        }
-        expected = weights.expected_tensors(modules, saved.config["weights_dtype"])
-        found = {name: info for name, info in saved.tensors.items() if name.split(".")[0] not in kept}
-        weights.match(expected, found, str(folder))
-        size = cast(Decoder, shapes["decoder"]).vocab_size
-        if size != len(vocabulary):
-            raise FormatError(
-                f"{folder}: the decoder has {size} words and tokenizer.json {len(vocabulary)}; the files don't "
-                "belong together"
-            )
-        parts: dict[str, Any] = {kind: build_part(kind, saved.config[kind], maker) for kind, maker in makers.items()}
-        captioner = cls(parts["encoder"], parts["decoder"], vocabulary, search=search)
-        own = captioner.state_dict()
-        tensors = {name: t.to(own[name].dtype) for name, t in saved.load_tensors().items() if name in found}
-        captioner.load_state_dict(tensors, strict=not kept)
+        captioner, saved = load_captioner(cls, folder, {"encoder": encoder, "decoder": decoder})
         captioner._saved_dtype = saved.config["weights_dtype"]
         captioner._card = saved.card
-        for kind in kept:
-            warnings.warn(
-                f"{folder}: the given {kind} keeps its own weights; the folder's {kind} weights are ignored",
-                stacklevel=2,
-            )
         return captioner.eval().to(device=where, dtype=dtype)
 
     def push_to_hub(

@@ -10,15 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .asking import Asking
-from .caption import Caption
 from .captioner import Captioner
-from .captioning import caption_photos
 from .checks import number
-from .constraints import Constraints
 from .errors import ArgumentError
 from .generate import Ready
 from .images import load_images
-from .photos import Photos, is_many
 from .protocols import Decoder, Features, Forced
 from .rows import Rows
 from .search import Search, as_search
@@ -39,9 +35,9 @@ class Ensemble(Asking, nn.Module):
 
     At every step each captioner gives its probabilities of the next word, from its own features of the photo and its
     own memory of the words so far; the ensemble's are their weighted mean, and any search and all constraints work on
-    them. `score`, `rank` and `stream` are those of a captioner, of the mean. Captioners that share one encoder object
-    encode a photo once; those of equal image specs read it once. Encoders and decoders may be of any kinds. An
-    ensemble isn't saved as such: save its captioners.
+    them. `caption`, `generate`, `score`, `rank` and `stream` are those of a captioner, of the mean. Captioners that
+    share one encoder object encode a photo once; those of equal image specs read it once. Encoders and decoders may
+    be of any kinds. An ensemble isn't saved as such: save its captioners.
 
     Args:
         captioners: at least one, with the same words in the same order.
@@ -96,40 +92,6 @@ class Ensemble(Asking, nn.Module):
                     encoded[id(one.encoder)] = one.encode_pixels(pixels[one.encoder.image_spec])
                 each.append(encoded[id(one.encoder)])
         return Ready(_Voices([one.decoder for one in members], each, self.weights), each[0])
-
-    def caption(
-        self,
-        images: Photos,
-        *,
-        search: Search | str | None = None,
-        batch_size: int = 32,
-        constraints: Constraints | Sequence[Constraints] | None = None,
-    ) -> Caption | list[Caption]:
-        """The best caption of each photo; arguments, results and errors are those of `Captioner.caption`.
-
-        Example:
-            >>> from showtell.testing import tiny_captioner
-            >>> captioner, photo = tiny_captioner(), torch.rand(3, 32, 32)
-            >>> Ensemble([captioner, captioner]).caption(photo).text == captioner.caption(photo).text
-            True
-        """
-        found = self.generate(images, search=search, batch_size=batch_size, constraints=constraints)
-        results = [best[0] for best in found]
-        return results if isinstance(images, Features) or is_many(images) else results[0]
-
-    def generate(
-        self,
-        images: Photos,
-        *,
-        search: Search | str | None = None,
-        batch_size: int = 32,
-        constraints: Constraints | Sequence[Constraints] | None = None,
-        positions: Sequence[int] | None = None,
-    ) -> list[list[Caption]]:
-        """The n-best captions of each photo, best first; arguments and errors are those of `Captioner.generate`."""
-        return caption_photos(
-            self, images, search=search, batch_size=batch_size, constraints=constraints, positions=positions
-        )
 
 
 class _Voices(nn.Module):

@@ -11,11 +11,12 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .. import journal, storage
-from ..bulk import Row, caption_files
+from ..bulk import Row, caption_iter
 from ..captioner import Captioner
 from ..checks import whole
 from ..constraints import bind
@@ -92,13 +93,12 @@ def run(options: argparse.Namespace) -> int:
     style = options.format or ("jsonl" if options.output else "text")
     failed = 0
     if not options.output:
-        for rows in caption_files(captioner, photos, **settings):
-            for row in rows:
-                failed += row.error is not None
-                if row.error is not None and style == "text":
-                    print(f"{row.image}: error: {row.error}", file=sys.stderr)
-                else:
-                    print(_line(row, style), flush=True)
+        for row in caption_iter(captioner, photos, **settings):
+            failed += row.error is not None
+            if row.error is not None and style == "text":
+                print(f"{row.image}: error: {row.error}", file=sys.stderr)
+            else:
+                print(_line(row, style), flush=True)
         return 1 if failed else 0
     output = Path(options.output)
     identity = {
@@ -119,7 +119,8 @@ def run(options: argparse.Namespace) -> int:
             if done:
                 print(f"{output}: {done} of {len(photos)} rows are there already", file=sys.stderr)
             with bar(len(photos), "captions", unit="photo", initial=done) as progress:
-                for rows in caption_files(captioner, photos, start=done, **settings):
+                coming = caption_iter(captioner, photos[done:], start=done, **settings)
+                while rows := list(islice(coming, options.batch_size)):
                     text = "".join(_line(row, style) + "\n" for row in rows)
                     file.write(text.encode("utf-8", "surrogateescape"))
                     file.flush()
@@ -137,7 +138,7 @@ def _line(row: Row, style: str) -> str:
         safe = image.replace("\n", "\\n").replace("\t", "\\t")
         return f"{safe}\t" + (row.caption.text if row.caption else f"error: {row.error}".replace("\n", " "))
     if row.caption is None:
-        return _json({"image": image, "error": row.error})
+        return _json({"image": image, "error": str(row.error)})
     candidates = [{"caption": c.text, "log_prob": round(c.log_prob, 6)} for c in row.caption.candidates]
     return _json({"image": image, **candidates[0], "candidates": candidates})
 

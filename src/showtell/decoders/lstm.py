@@ -19,6 +19,8 @@ from ..rows import Rows, rows_per_image
 
 __all__ = ["LSTMDecoder"]
 
+_CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
 
 class LSTMDecoder(nn.Module):
     """The decoder `lstm.v1`: a word-by-word LSTM over one vector a photo.
@@ -143,8 +145,15 @@ class LSTMDecoder(nn.Module):
             if name not in state or tuple(state[name].shape) != shape:
                 found = tuple(state[name].shape) if name in state else "none"
                 raise ArgumentError(f"a step of {tokens.shape[0]} rows takes a state {name} {shape}, not {found}")
-        hidden, state = self._run(self._words(tokens.unsqueeze(1), memory), state)
-        return self._logits(hidden.squeeze(1)), state
+        hidden, after = self._words(tokens.unsqueeze(1), memory).squeeze(1), []
+        # Cell by cell: for one step nn.LSTM would rearrange its weights first, which takes longer than the step.
+        for layer in range(self.layers):
+            weights = (getattr(self.lstm, f"{name}_l{layer}") for name in _CELL)
+            before = state["h"][:, layer], state["c"][:, layer]
+            after.append(torch.lstm_cell(self.dropout(hidden) if layer else hidden, before, *weights))
+            hidden = after[-1][0]
+        h, c = (torch.stack(each, dim=1) for each in zip(*after, strict=True))
+        return self._logits(hidden), {"h": h, "c": c}
 
     def forward(self, tokens: Tensor, memory: Rows, *, attention: bool = False) -> Forced:
         """Teacher forcing: tokens (R, T) int64, start token first -> logits (R, T, V), in one fused LSTM call."""

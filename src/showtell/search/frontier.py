@@ -30,6 +30,8 @@ __all__ = [
     "tidy",
 ]
 
+_PIECE = 64  # words; a row of 10,000 is read once in pieces, which is quick, and 7 of them are sorted
+
 Penalty = Literal["power", "gnmt"]
 """What a caption's log-probability is divided by: "power" length ** p, "gnmt" ((5 + length) / 6) ** p."""
 
@@ -155,7 +157,7 @@ def best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     width = values.shape[1]
     count = min(count, width)
-    top, index = values.topk(min(count + 1, width), dim=1)
+    top, index = _top(values, min(count + 1, width))
     equal = (top[:, 1:] == top[:, :-1]) & (top[:, 1:] > -math.inf)
     top, index = top[:, :count], index[:, :count]
     if looking_is_free(values.device) and not bool(equal.any()):
@@ -170,6 +172,25 @@ def best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     above = (top > last).sum(dim=1, keepdim=True)
     slot = torch.arange(count, device=values.device) - above
     return top, torch.where((slot >= 0) & (last > -math.inf), tied.gather(1, slot.clamp(min=0)), index)
+
+
+def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`topk`; of a wide row on a CPU in two goes, three times as fast: the best pieces, then the best in them.
+
+    No value of another piece can be among the best, as `count` pieces hold a value that is at least as high.
+    """
+    width = values.shape[1]
+    pieces = width // _PIECE
+    if not looking_is_free(values.device) or pieces < 4 * count:
+        return values.topk(count, dim=1)
+    cut = pieces * _PIECE
+    body, rest = values[:, :cut].view(-1, pieces, _PIECE), values[:, cut:]
+    piece = body.amax(2).topk(count, dim=1).indices
+    held = body.gather(1, piece.unsqueeze(2).expand(-1, -1, _PIECE)).flatten(1)
+    top, place = torch.cat([held, rest], dim=1).topk(count, dim=1)
+    first = torch.cat([piece * _PIECE, piece.new_full((len(piece), 1), cut)], dim=1)  # what each piece begins with
+    slot = (place // _PIECE).clamp(max=count)  # the rest counts as one piece
+    return top, first.gather(1, slot) + place - slot * _PIECE
 
 
 def tidy(found: Hypotheses, end: int) -> Hypotheses:
