@@ -11,6 +11,7 @@ from ..checks import flag, number, whole
 from ..protocols import Features, Forced
 from ..rows import Rows, rows_per_image
 from .parts import (
+    Linear,
     Words,
     additive_scores,
     by_image,
@@ -92,12 +93,12 @@ class AdaptiveLSTMDecoder(nn.Module):
         self.regions = nn.Linear(feature_dim, hidden_dim)
         self.mean = nn.Linear(feature_dim, embed_dim)
         # Five gates: the LSTM's four, and the sentinel's, which reads the same inputs.
-        self.from_words = nn.Linear(embed_dim, 5 * hidden_dim)
+        self.from_words = Linear(embed_dim, 5 * hidden_dim)
         self.from_mean = nn.Linear(embed_dim, 5 * hidden_dim, bias=False)
-        self.from_hidden = nn.Linear(hidden_dim, 5 * hidden_dim, bias=False)
+        self.from_hidden = Linear(hidden_dim, 5 * hidden_dim, bias=False)
         self.keys = nn.Linear(hidden_dim, attention_dim)
         self.sentinel_key = nn.Linear(hidden_dim, attention_dim)
-        self.query = nn.Linear(hidden_dim, attention_dim, bias=False)
+        self.query = Linear(hidden_dim, attention_dim, bias=False)
         self.score = nn.Linear(attention_dim, 1, bias=False)
         open_forget_gate(self.from_words.bias, hidden_dim)
 

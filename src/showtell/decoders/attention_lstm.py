@@ -11,6 +11,7 @@ from ..checks import choice, flag, number, whole
 from ..protocols import Features, Forced
 from ..rows import Rows, repeat_rows, rows_per_image
 from .parts import (
+    Linear,
     Words,
     additive_scores,
     by_image,
@@ -99,16 +100,16 @@ class AttentionLSTMDecoder(nn.Module):
         self.words = Words(vocab_size, embed_dim, embed_dim if deep_output else hidden_dim, tied)
         self.start = nn.Linear(feature_dim, 2 * hidden_dim)
         self.keys = nn.Linear(feature_dim, attention_dim)
-        self.query = nn.Linear(hidden_dim, attention_dim, bias=False)
+        self.query = Linear(hidden_dim, attention_dim, bias=False)
         self.score = nn.Linear(attention_dim, 1, bias=False)
         gates = {"scalar": 1, "vector": feature_dim}
-        self.beta = None if gate == "none" else nn.Linear(hidden_dim, gates[gate])
+        self.beta = None if gate == "none" else Linear(hidden_dim, gates[gate])
         # The LSTM's input layer, cut in three: what the words give is known beforehand in teacher forcing.
-        self.from_words = nn.Linear(embed_dim, 4 * hidden_dim)
-        self.from_hidden = nn.Linear(hidden_dim, 4 * hidden_dim, bias=False)
-        self.from_seen = nn.Linear(feature_dim, 4 * hidden_dim, bias=False)
-        self.deep_hidden = nn.Linear(hidden_dim, embed_dim) if deep_output else None
-        self.deep_seen = nn.Linear(feature_dim, embed_dim, bias=False) if deep_output else None
+        self.from_words = Linear(embed_dim, 4 * hidden_dim)
+        self.from_hidden = Linear(hidden_dim, 4 * hidden_dim, bias=False)
+        self.from_seen = Linear(feature_dim, 4 * hidden_dim, bias=False)
+        self.deep_hidden = Linear(hidden_dim, embed_dim) if deep_output else None
+        self.deep_seen = Linear(feature_dim, embed_dim, bias=False) if deep_output else None
         open_forget_gate(self.from_words.bias, hidden_dim)
 
     def config(self) -> dict[str, Any]:

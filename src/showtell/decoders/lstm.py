@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..checks import choice, flag, number, whole
 from ..errors import ArgumentError, DataError, NotFoundError
 from ..protocols import Features, Forced
 from ..rows import Rows, rows_per_image
+from .parts import linear
 
 __all__ = ["LSTMDecoder"]
 
@@ -97,9 +97,13 @@ class LSTMDecoder(nn.Module):
                 parameter[self.hidden_dim : 2 * self.hidden_dim].fill_(1.0)
         if self.output is not None:
             nn.init.uniform_(self.output.weight, -0.1, 0.1)
-        bias = self.output.bias if self.output is not None else self.output_bias
+        nn.init.zeros_(self._output_bias)
+
+    @property
+    def _output_bias(self) -> Tensor:
+        bias = self.output_bias if self.output is None else self.output.bias
         assert bias is not None
-        nn.init.zeros_(bias)
+        return bias
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as JSON values."""
@@ -193,10 +197,8 @@ class LSTMDecoder(nn.Module):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         hidden = self.bridge(self.dropout(hidden))
-        if self.output is None:
-            return F.linear(hidden, self.embedding.weight, self.output_bias)
-        logits: Tensor = self.output(hidden)
-        return logits
+        layer = self.embedding if self.output is None else self.output
+        return linear(hidden, layer.weight, self._output_bias)
 
     def load_word_vectors(self, path: str | os.PathLike[str], words: Sequence[str]) -> int:
         """Start from pretrained word vectors; returns how many words had one.

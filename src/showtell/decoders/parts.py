@@ -1,4 +1,4 @@
-"""What the decoders that look at a grid share: reading the grid, words in and out, soft attention, the LSTM's gates."""
+"""What decoders share: words in and out, and for those that look at a grid it, soft attention, the LSTM's gates."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from ..protocols import Features
 from ..rows import Rows, rows_per_image
 
 __all__ = [
+    "Linear",
     "Words",
     "additive_scores",
     "by_image",
     "check_forced",
     "check_step",
     "energies",
+    "linear",
     "lstm_cell",
     "mean_region",
     "open_forget_gate",
@@ -119,6 +121,32 @@ def check_forced(tokens: Tensor) -> None:
         )
 
 
+_LARGE = 1 << 19  # weights; a CPU keeps smaller matrices at hand
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch's linear layer, faster for the few rows of one photo: x (..., I), weight (O, I), bias (O,) -> (..., O).
+
+    On a CPU the product of 2 to 5 rows with a large matrix fetches the matrix anew for each row or two; transposed it
+    is fetched once, and the beams of one photo step up to three times as fast.
+    """
+    rows = x.numel() // max(1, x.shape[-1])
+    few = 2 <= rows <= 5 and weight.numel() >= _LARGE
+    if not few or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    columns = x.reshape(rows, -1).T
+    product = weight @ columns if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns)
+    return product.T.contiguous().view(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, computed by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return linear(x, self.weight, self.bias)
+
+
 class Words(nn.Module):
     """Words in and words out: the embedding and the output layer, of one matrix if `tied`.
 
@@ -150,4 +178,4 @@ class Words(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., width) -> scores (..., V)."""
         weight = self.embedding.weight if self.output is None else self.output.weight
-        return F.linear(self.bridge(hidden), weight, self.bias)
+        return linear(self.bridge(hidden), weight, self.bias)

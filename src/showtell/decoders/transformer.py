@@ -13,7 +13,7 @@ from ..checks import choice, flag, number, whole
 from ..errors import ArgumentError
 from ..protocols import Features, Forced
 from ..rows import Rows, rows_per_image
-from .parts import Words, check_forced, check_step, read_grid
+from .parts import Linear, Words, check_forced, check_step, read_grid
 
 __all__ = ["TransformerDecoder"]
 
@@ -192,15 +192,15 @@ class _Layer(nn.Module):
         super().__init__()
         self.heads = heads
         self.self_norm = nn.LayerNorm(dim)
-        self.self_qkv = nn.Linear(dim, 3 * dim)
-        self.self_out = nn.Linear(dim, dim)
+        self.self_qkv = Linear(dim, 3 * dim)
+        self.self_out = Linear(dim, dim)
         self.cross_norm = nn.LayerNorm(dim)
-        self.cross_q = nn.Linear(dim, dim)
+        self.cross_q = Linear(dim, dim)
         self.cross_kv = nn.Linear(dim, 2 * dim)
-        self.cross_out = nn.Linear(dim, dim)
+        self.cross_out = Linear(dim, dim)
         self.wide_norm = nn.LayerNorm(dim)
-        self.wide = nn.Linear(dim, wide)
-        self.narrow = nn.Linear(wide, dim)
+        self.wide = Linear(dim, wide)
+        self.narrow = Linear(wide, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
