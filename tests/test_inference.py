@@ -1,0 +1,94 @@
+"""for_inference: the same captions from a copy without batch norms; what can't be folded stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from showtell import ArgumentError, Captioner
+from showtell.encoders.torchvision import TorchvisionEncoder
+from showtell.inference import fold_batch_norms
+
+
+def lived_in(module: nn.Module) -> nn.Module:
+    """Batch norms as training leaves them."""
+    generator = torch.Generator().manual_seed(0)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for tensor in (part.running_mean, part.bias):
+                assert tensor is not None
+                tensor.data.normal_(0, 0.3, generator=generator)
+            for tensor in (part.running_var, part.weight):
+                assert tensor is not None
+                tensor.data.uniform_(0.5, 2, generator=generator)
+    return module.eval()
+
+
+class Net(nn.Module):
+    """Three convolutions with norms: an own one, one that is read twice, and one that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1, bias=bias) for bias in (True, False, True))
+        self.norm_a, self.norm_b, self.norm_c = (nn.BatchNorm2d(3) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm_a(self.a(x)).relu()
+        y = self.b(x)
+        x = self.norm_b(y) + y
+        return self.norm_c(self.c(self.norm_c(self.c(x))))
+
+
+class Choosy(Net):
+    """Decides by values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum() > 0 else x
+
+
+def test_only_what_belongs_together_is_folded_and_the_numbers_stay() -> None:
+    net, x = lived_in(Net()).double(), torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    expected = net(x)
+    assert fold_batch_norms(net) == 1
+    assert [type(part).__name__ for part in (net.norm_a, net.norm_b, net.norm_c)] == [
+        "Identity",
+        "BatchNorm2d",
+        "BatchNorm2d",
+    ]
+    torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-12)
+    assert fold_batch_norms(net) == 0, "again: nothing left"
+
+
+@pytest.mark.parametrize("net", [Choosy().eval(), Net().train(), nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))])
+def test_what_cannot_be_folded_stays(net: nn.Module) -> None:
+    before = [type(part) for part in net.modules()]
+    assert fold_batch_norms(net) == 0
+    assert [type(part) for part in net.modules()] == before
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "vit_b_16"])
+def test_backbones_give_the_same_features(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = lived_in(TorchvisionEncoder(name, height=224 if name == "vit_b_16" else 64))
+    photos = torch.rand(2, 3, *(encoder.image_spec.height,) * 2)
+    with torch.no_grad():
+        expected = encoder(photos).pooled
+        fold_batch_norms(encoder.backbone)
+        torch.testing.assert_close(encoder(photos).pooled, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bundled_captioner_says_the_same_and_its_copy_is_not_saved(tmp_path: Path) -> None:
+    captioner = Captioner.default()
+    photos = sorted((Path(__file__).parent.parent / "examples" / "images").glob("*.jpg"))
+    fast = captioner.for_inference()
+    for slow, quick in zip(captioner.caption(photos), fast.caption(photos), strict=True):
+        assert slow.text == quick.text
+        assert slow.log_prob == pytest.approx(quick.log_prob, abs=1e-4)
+    assert sum(isinstance(part, nn.BatchNorm2d) for part in captioner.modules()) == 49
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in fast.modules())
+    with pytest.raises(ArgumentError, match="save the one it was made from"):
+        fast.save_pretrained(tmp_path / "fast")
+    assert not (tmp_path / "fast").exists()
