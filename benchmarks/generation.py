@@ -37,7 +37,7 @@ from measure import (
 )
 from torch import Tensor
 
-from showtell import Beam, Captioner, Features, Greedy, __version__, generate
+from showtell import Beam, Captioner, Features, Greedy, Vocabulary, __version__, generate
 from showtell.decoders import AttentionLSTMDecoder, LSTMDecoder, TransformerDecoder
 from showtell.encoders.torchvision import TorchvisionEncoder
 from showtell.images import load_images
@@ -302,6 +302,30 @@ def bulk(photos: int, rounds: int) -> dict[str, Any]:
     return {name: {"images_per_s": round(photos / median(values), 1)} for name, values in took.items()}
 
 
+def folded(device: torch.device, rounds: int) -> dict[str, Any]:
+    """The encoder as it was saved, and as `for_inference` makes it."""
+    result = {}
+    for name, captioner in (("bundled captioner", Captioner.default()), ("ResNet-50, LSTM", resnet_captioner())):
+        eager, fast = captioner.to(device), captioner.for_inference()
+        for batch in (1, 32):
+            pixels = torch.rand(batch, 3, 224, 224, device=device)
+            calls = {
+                "eager": lambda p=pixels, c=eager: c.encode_pixels(p),
+                "fast": lambda p=pixels, c=fast: c.encode_pixels(p),
+            }
+            took = in_turn(calls, rounds, device)
+            result[f"{name}, batch {batch}"] = {
+                **{f"{kind}_ms": round(1000 * median(values), 1) for kind, values in took.items()},
+                "times_as_fast": ratio(took, "eager", "fast"),
+            }
+    return result
+
+
+def resnet_captioner() -> Captioner:
+    words = Vocabulary.build([" ".join(f"w{n}" for n in range(VOCABULARY - 4))], min_count=1)
+    return Captioner(TorchvisionEncoder("resnet50"), LSTMDecoder(len(words), 2048), words).eval()
+
+
 # --- GPU only ---------------------------------------------------------------------------------------------------------
 
 
@@ -396,6 +420,8 @@ def main() -> None:
         if not options.cpu_time:  # its threads' work would count as its time
             result["d: from files"]["bundled captioner, many files"] = bulk(64 if quick else 256, few or 3)
         say("files")
+        result["d: for_inference over eager, encoder"] = folded(device, few or 7)
+        say("for_inference")
     if gpu:
         result["gpu"] = on_gpu(device, 5)
     if "b" in options.only:
