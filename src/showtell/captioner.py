@@ -224,6 +224,9 @@ class Captioner(Asking, nn.Module):
         for part in (encoder, *encoder.children()):
             fold_batch_norms(part)
         encoder.to(memory_format=torch.channels_last)
+        for part in fast.modules():
+            if isinstance(part, nn.RNNBase):  # a copy's weights lie apart, and cuDNN would gather them at every call
+                part.flatten_parameters()
         fast._folded = True
         return fast
 

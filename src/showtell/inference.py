@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any, TypeVar
 
@@ -33,7 +34,8 @@ def fold_batch_norms(module: nn.Module) -> int:
     With the running mean m, variance v, scale g and shift b of a channel, g (w * x + a - m) / sqrt(v + eps) + b is
     the convolution of w g / sqrt(v + eps) with bias (a - m) g / sqrt(v + eps) + b. The module must be in evaluation
     mode. One whose forward torch.fx can't trace, as it depends on values, stays as it is, and so do batch norms that
-    other steps share, and subclasses of BatchNorm2d. In float16 and bfloat16 the products are rounded.
+    other steps share, subclasses of BatchNorm2d, and convolutions that don't use their weight as it stands (weight
+    norm, weight standardisation). In float16 and bfloat16 the products are rounded.
     """
     tracer = _Tracer()
     try:
@@ -54,11 +56,26 @@ def fold_batch_norms(module: nn.Module) -> int:
         conv = parts[str(before.target)]
         if not isinstance(conv, nn.Conv2d) or times[id(conv)] != 1 or times[id(norm)] != 1:
             continue
+        if conv._parameters.get("weight") is None:  # made anew at each call, by weight norm for instance
+            continue
         with torch.no_grad():
-            _replace(module, str(before.target), fuse_conv_bn_eval(conv, norm))
+            fused = fuse_conv_bn_eval(conv, norm)
+            if not _agree(fused, conv, norm):
+                continue
+        _replace(module, str(before.target), fused)
         _replace(module, str(node.target), nn.Identity())
         folded += 1
     return folded
+
+
+def _agree(fused: nn.Conv2d, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+    """Whether a convolution with the norm in it gives what both give: one whose forward changes its weight doesn't."""
+    height, width = ((size - 1) * step + 2 for size, step in zip(conv.kernel_size, conv.dilation, strict=True))
+    shape = (1, conv.in_channels, height, width)
+    probe = torch.arange(math.prod(shape), dtype=torch.float32).mul_(0.7).sin_().view(shape).to(conv.weight)
+    expected = norm(conv(probe)).float()
+    error = (fused(probe).float() - expected).norm()
+    return bool(error <= torch.finfo(conv.weight.dtype).eps ** 0.5 * (expected.norm() + 1e-6))
 
 
 def _replace(module: nn.Module, name: str, part: nn.Module) -> None:
