@@ -19,6 +19,7 @@ from .bulk import Row, caption_iter
 from .caption import Caption
 from .constraints import Constraints
 from .devices import usable_device
+from .encoders.base import BackboneEncoder
 from .errors import ArgumentError
 from .generate import evaluating
 from .images import ImageSource, load_images
@@ -152,6 +153,8 @@ class Captioner(Asking, nn.Module):
     def encode_pixels(self, pixels: Tensor) -> Features:
         """Encode images that are resized already: (N, 3, H, W) float in 0..1, on any device, in any precision."""
         dtype = next((t.dtype for t in cast(nn.Module, self.encoder).parameters()), pixels.dtype)
+        if isinstance(self.encoder, BackboneEncoder):  # casts by itself, once it has normalised in float32
+            dtype = torch.float32
         with torch.inference_mode(), evaluating(self.encoder):
             return as_features(
                 self.encoder(pixels.to(self.device, dtype)), f"{type(self.encoder).__name__} must return"
