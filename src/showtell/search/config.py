@@ -122,7 +122,7 @@ def parse_search(text: str) -> Search:
         key, equals, value = part.partition("=")
         if place == 0 and not equals and name in _BARE and part[:1].isdecimal():
             key, value = _BARE[name], part
-        if key in config or not re.fullmatch(r"[0-9]{1,19}(\.[0-9]{1,9})?|[a-z]{1,20}", value, re.ASCII):
+        if key in config or not re.fullmatch(r"[0-9]{1,19}(\.[0-9]{1,20})?(e-[0-9]{1,2})?|[a-z]{1,20}", value, re.ASCII):
             raise wrong
         config[key] = _value(value)
     return search_from_config(config)
@@ -134,5 +134,5 @@ def _options(cls: Any) -> list[str]:
 
 def _value(text: str) -> Any:
     if text[0].isdigit():
-        return float(text) if "." in text else int(text)
+        return int(text) if text.isdecimal() else float(text)
     return {"true": True, "false": False}.get(text, text)
