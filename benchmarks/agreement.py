@@ -59,9 +59,9 @@ def paths_of(captioner: Captioner, photos: list[Path]) -> dict[str, Say]:
 
 
 def difference(captioner: Captioner, photo: Path, ours: list[Caption], expected: list[Caption]) -> float:
-    """How far the first captions in which two n-best lists differ are apart, by the plain model.
+    """How far the first captions in which two n-best lists differ are apart.
 
-    In all, or where they part: a search that takes the better of two words goes on with it.
+    Their scores, or by the plain model the words where they part: a search that takes the better of two goes on with it.
     """
     mine, wanted = next((a, b) for a, b in zip(ours, expected, strict=True) if a.tokens != b.tokens)
     a, b = captioner.score(photo, [mine.tokens, wanted.tokens])
@@ -70,7 +70,7 @@ def difference(captioner: Captioner, photo: Path, ours: list[Caption], expected:
         for p, q, x, y in zip(a.token_log_probs, b.token_log_probs, a.tokens, b.tokens, strict=False)
         if x != y
     ]
-    return min([abs(a.log_prob - b.log_prob), *parted[:1]])
+    return min([abs(mine.score - wanted.score), *parted[:1]])
 
 
 def compared(captioner: Captioner, photos: list[Path], search: str) -> dict[str, Any]:
@@ -90,12 +90,8 @@ def compared(captioner: Captioner, photos: list[Path], search: str) -> dict[str,
                     gap = difference(captioner, photo, ours, wanted)
                 best = ours[0].tokens != wanted[0].tokens
                 other.append({"photo": photo.name, "gap": float(f"{gap:.2g}"), "best caption differs": best})
-        drift = max(
-            abs(a.log_prob - b.log_prob)
-            for ours, wanted in zip(found, expected, strict=True)
-            for a, b in zip(ours, wanted, strict=True)
-            if a.tokens == b.tokens
-        )
+        pairs = [pair for lists in zip(found, expected, strict=True) for pair in zip(*lists, strict=True)]
+        drift = max([abs(a.log_prob - b.log_prob) for a, b in pairs if a.tokens == b.tokens], default=0.0)
         result[name] = {
             "equal": len(photos) - len(other),
             "largest_log_prob_difference": float(f"{drift:.2g}"),
