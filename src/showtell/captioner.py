@@ -22,7 +22,7 @@ from .devices import usable_device
 from .errors import ArgumentError
 from .generate import evaluating
 from .images import ImageSource, load_images
-from .inference import fold_batch_norms
+from .inference import fold_batch_norms, lay_out
 from .loading import load_captioner
 from .photos import Photos, check_batch_size, listed
 from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder, as_features, join_features
@@ -89,7 +89,6 @@ class Captioner(Asking, nn.Module):
         self.search = as_search(search)
         self._saved_dtype = "float32"
         self._card: str | None = None
-        self._folded = False
 
     @property
     def device(self) -> torch.device:
@@ -223,8 +222,13 @@ class Captioner(Asking, nn.Module):
         encoder = cast(nn.Module, fast.encoder)
         for part in (encoder, *encoder.children()):
             fold_batch_norms(part)
-        encoder.to(memory_format=torch.channels_last)
-        fast._folded = True
+        lay_out(encoder, torch.channels_last)
+        spec = fast.encoder.image_spec
+        try:
+            fast.encode_pixels(torch.zeros(1, 3, spec.height, spec.width))
+        except Exception:  # a foreign forward may take contiguous maps only, to view them as rows for instance
+            lay_out(encoder, torch.contiguous_format)
+        vars(encoder)["_folded"] = True
         return fast
 
     # --- saving and loading ---------------------------------------------------------------------------------------
@@ -235,7 +239,7 @@ class Captioner(Asking, nn.Module):
         Raises ArgumentError when a part's config isn't JSON, and for a copy made by `for_inference`. `weights_dtype`
         is "float32", "float16" or "bfloat16"; default: what the captioner was loaded with, else "float32".
         """
-        if self._folded:
+        if getattr(self.encoder, "_folded", False):
             raise ArgumentError("this captioner is a copy made by for_inference(); save the one it was made from")
         dtype = weights_dtype or self._saved_dtype
         config = {

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 
-__all__ = ["fold_batch_norms"]
-
-M = TypeVar("M", bound=nn.Module)
+__all__ = ["fold_batch_norms", "lay_out"]
 
 
 class _Tracer(fx.Tracer):
@@ -33,14 +33,19 @@ def fold_batch_norms(module: nn.Module) -> int:
     With the running mean m, variance v, scale g and shift b of a channel, g (w * x + a - m) / sqrt(v + eps) + b is
     the convolution of w g / sqrt(v + eps) with bias (a - m) g / sqrt(v + eps) + b. The module must be in evaluation
     mode. One whose forward torch.fx can't trace, as it depends on values, stays as it is, and so do batch norms that
-    other steps share, and subclasses of BatchNorm2d. In float16 and bfloat16 the products are rounded.
+    other steps share, subclasses of BatchNorm2d, what has hooks, and convolutions whose weights are computed from
+    others or read elsewhere. In float16 and bfloat16 the products are rounded.
     """
-    tracer = _Tracer()
+    # By name, all names of a weight that has several.
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    tensors.update(module.named_buffers(remove_duplicate=False))
     try:
-        graph = tracer.trace(module)
+        # A copy, all but its weights: a forward that keeps something of its input would keep what stands in for it.
+        graph = _Tracer().trace(copy.deepcopy(module, {id(each): each for each in tensors.values()}))
     except Exception:  # what a foreign forward does with a proxy can end in any exception
         return 0
-    parts = dict(module.named_modules())
+    read = {id(tensors.get(str(node.target))) for node in graph.nodes if node.op == "get_attr"}
+    parts = dict(module.named_modules(remove_duplicate=False))
     calls = [node for node in graph.nodes if node.op == "call_module"]
     times = Counter(id(parts[str(node.target)]) for node in calls)
     folded = 0
@@ -54,11 +59,50 @@ def fold_batch_norms(module: nn.Module) -> int:
         conv = parts[str(before.target)]
         if not isinstance(conv, nn.Conv2d) or times[id(conv)] != 1 or times[id(norm)] != 1:
             continue
+        if not _plain(conv, read) or not _plain(norm, read):
+            continue
         with torch.no_grad():
-            _replace(module, str(before.target), fuse_conv_bn_eval(conv, norm))
+            fused = fuse_conv_bn_eval(conv, norm)
+            if not _same(conv, norm, fused):
+                continue
+        _replace(module, str(before.target), fused)
         _replace(module, str(node.target), nn.Identity())
         folded += 1
     return folded
+
+
+def lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Bring the weights of convolutions, and no others, into a memory format such as torch.channels_last, in place.
+
+    Example:
+        >>> net = nn.Conv2d(3, 8, 3)
+        >>> lay_out(net, torch.channels_last)
+        >>> net.weight.is_contiguous(memory_format=torch.channels_last)
+        True
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            part.to(memory_format=memory_format)
+
+
+def _plain(part: nn.Module, read: set[int]) -> bool:
+    """Whether a module has no hooks, weights of its own, and nobody else reads them."""
+    hooks = part._forward_hooks or part._forward_pre_hooks
+    return not hooks and not is_parametrized(part) and not any(id(each) in read for each in part.parameters())
+
+
+def _same(conv: nn.Conv2d, norm: nn.BatchNorm2d, fused: nn.Conv2d) -> bool:
+    """Whether a convolution that a subclass computes can be fused too; one that scales its weights can't."""
+    if type(conv) is nn.Conv2d:
+        return True
+    sides = [2 * (dilation * (size - 1) + 1) for size, dilation in zip(conv.kernel_size, conv.dilation, strict=True)]
+    maps = torch.randn(1, conv.in_channels, *sides, generator=torch.Generator().manual_seed(0)).to(conv.weight)
+    try:
+        expected, found = norm(conv(maps)).double(), fused(maps).double()
+    except Exception:  # it may take other maps only
+        return False
+    rounding = 1e-3 if conv.weight.dtype in (torch.float32, torch.float64) else 0.1
+    return bool((expected - found).abs().max() <= rounding * expected.abs().max())
 
 
 def _replace(module: nn.Module, name: str, part: nn.Module) -> None:
