@@ -122,7 +122,9 @@ def parse_search(text: str) -> Search:
         key, equals, value = part.partition("=")
         if place == 0 and not equals and name in _BARE and part[:1].isdecimal():
             key, value = _BARE[name], part
-        if key in config or not re.fullmatch(r"[0-9]{1,19}(\.[0-9]{1,9})?|[a-z]{1,20}", value, re.ASCII):
+        if key in config or not re.fullmatch(
+            r"-?[0-9]{1,19}(\.[0-9]{1,25})?(e[+-]?[0-9]{1,3})?|[a-z]{1,20}", value, re.ASCII
+        ):
             raise wrong
         config[key] = _value(value)
     return search_from_config(config)
@@ -133,6 +135,6 @@ def _options(cls: Any) -> list[str]:
 
 
 def _value(text: str) -> Any:
-    if text[0].isdigit():
-        return float(text) if "." in text else int(text)
+    if text[-1].isdigit():
+        return float(text) if "." in text or "e" in text else int(text)
     return {"true": True, "false": False}.get(text, text)
