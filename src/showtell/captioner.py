@@ -150,6 +150,9 @@ class Captioner(Asking, nn.Module):
 
     def encode_pixels(self, pixels: Tensor) -> Features:
         """Encode images that are resized already: (N, 3, H, W) float in 0..1, on any device, in any precision."""
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or not pixels.is_floating_point():
+            given = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise ArgumentError(f"encode_pixels takes floats (photos, 3, height, width), not {given}; or use encode")
         dtype = next((t.dtype for t in cast(nn.Module, self.encoder).parameters()), pixels.dtype)
         with torch.inference_mode(), evaluating(self.encoder):
             return as_features(
