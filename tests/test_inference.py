@@ -115,8 +115,11 @@ class Keeping(nn.Module):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
         self.seen: list[object] = []
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
         self.seen.append(x.shape)
         return self.norm(self.conv(x))
 
@@ -151,6 +154,7 @@ def test_hooks_computed_weights_and_foreign_convolutions_keep_their_numbers(net:
         torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
     if isinstance(net, Keeping):
         assert net.seen == [x.shape, x.shape], "folding leaves nothing behind"
+        assert net.calls == 2
 
 
 class Odd(TinyEncoder):

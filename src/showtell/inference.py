@@ -40,8 +40,8 @@ def fold_batch_norms(module: nn.Module) -> int:
     tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     tensors.update(module.named_buffers(remove_duplicate=False))
     try:
-        # A copy, all but its weights: a forward that keeps something of its input would keep what stands in for it.
-        graph = _Tracer().trace(copy.deepcopy(module, {id(each): each for each in tensors.values()}))
+        # A copy, all but its parameters: a forward that keeps something of its input would keep what stands in for it.
+        graph = _Tracer().trace(copy.deepcopy(module, {id(each): each for each in module.parameters()}))
     except Exception:  # what a foreign forward does with a proxy can end in any exception
         return 0
     read = {id(tensors.get(str(node.target))) for node in graph.nodes if node.op == "get_attr"}
