@@ -37,7 +37,7 @@ from measure import (
 )
 from torch import Tensor
 
-from showtell import Beam, Captioner, Features, Greedy, __version__, generate
+from showtell import Beam, Captioner, Features, Greedy, Vocabulary, __version__, generate
 from showtell.decoders import AttentionLSTMDecoder, LSTMDecoder, TransformerDecoder
 from showtell.encoders.torchvision import TorchvisionEncoder
 from showtell.images import load_images
@@ -50,6 +50,7 @@ NO_END = (PAD, START, UNK, END)  # without an end every caption has exactly max_
 VOCABULARY = 10_000
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "images").glob("*.jpg"))
 A = "a: end to end over encoder"
+PARTS = ["count", "a", "b", "c", "d", "gpu"]
 GREEDY, BEAM_3, BEAM_5 = Greedy(WORDS), Beam(3, WORDS), Beam(5, WORDS)
 
 
@@ -202,7 +203,7 @@ def beside_transformers(device: torch.device, batches: Sequence[int], rounds: in
 
 def one_photo_at_a_time(decoder: Any, features: Features, size: int) -> list[list[int]]:
     """The habit of the tutorials: a loop over photos, the K beams of one photo as one batch through the step."""
-    captions = []
+    captions, no_end = [], torch.tensor(NO_END, device=features.pooled.device)
     for image in range(len(features.pooled)):
         memory = decoder.prepare(slice_features(features, image, image + 1))
         state = repeat_rows(decoder.initial_state(memory, WORDS), size)
@@ -211,7 +212,7 @@ def one_photo_at_a_time(decoder: Any, features: Features, size: int) -> list[lis
         for length in range(WORDS):
             logits, state = decoder.step(sequences[:, -1], state, memory)
             log_probs = logits.log_softmax(dim=1)
-            log_probs[:, NO_END] = -torch.inf
+            log_probs.index_fill_(1, no_end, -torch.inf)
             sums = totals + log_probs
             best, place = (sums[0] if length == 0 else sums.flatten()).topk(size)
             rows, words = place // decoder.vocab_size, place % decoder.vocab_size
@@ -257,7 +258,10 @@ def parts(system: System, batches: list[int], rounds: int) -> list[dict[str, Any
         encoder = median(in_turn({"e": lambda p=pixels: system.encode(p)}, rounds, system.device, warm=False)["e"])
         for name, search in (("greedy", GREEDY), ("beam 3", BEAM_3), ("beam 5", BEAM_5)):
             took = in_turn(
-                {"s": lambda f=features, s=search: system.search(f, s)}, rounds, system.device, warm=batch == 1
+                {"s": lambda f=features, s=search: system.search(f, s)},
+                rounds,
+                system.device,
+                warm=batch == 1 or system.device.type == "cuda",  # where the first of each size waits for memory
             )
             spent = median(took["s"])
             rows.append(
@@ -293,13 +297,37 @@ def from_files(system: System, photos: int) -> dict[str, Any]:
     return result
 
 
-def bulk(photos: int, rounds: int) -> dict[str, Any]:
+def bulk(device: torch.device, photos: int, rounds: int) -> dict[str, Any]:
     """The bundled captioner over many files: `caption_iter` beside batch after batch without overlap."""
-    captioner, files = Captioner.default(), [EXAMPLES[n % len(EXAMPLES)] for n in range(photos)]
+    captioner, files = Captioner.default(device=device), [EXAMPLES[n % len(EXAMPLES)] for n in range(photos)]
     calls = {f"caption_iter, {n} decoding threads": lambda n=n: list(captioner.caption_iter(files, workers=n))
              for n in (1, 2, 4)}  # fmt: skip
-    took = in_turn({"caption": lambda: captioner.caption(files), **calls}, rounds, torch.device("cpu"))
+    took = in_turn({"caption": lambda: captioner.caption(files), **calls}, rounds, device)
     return {name: {"images_per_s": round(photos / median(values), 1)} for name, values in took.items()}
+
+
+def folded(device: torch.device, rounds: int) -> dict[str, Any]:
+    """The encoder as it was saved, and as `for_inference` makes it."""
+    result = {}
+    for name, captioner in (("bundled captioner", Captioner.default()), ("ResNet-50, LSTM", resnet_captioner())):
+        eager, fast = captioner.to(device), captioner.for_inference()
+        for batch in (1, 32):
+            pixels = torch.rand(batch, 3, 224, 224, device=device)
+            calls = {
+                "eager": lambda p=pixels, c=eager: c.encode_pixels(p),
+                "fast": lambda p=pixels, c=fast: c.encode_pixels(p),
+            }
+            took = in_turn(calls, rounds, device)
+            result[f"{name}, batch {batch}"] = {
+                **{f"{kind}_ms": round(1000 * median(values), 1) for kind, values in took.items()},
+                "times_as_fast": ratio(took, "eager", "fast"),
+            }
+    return result
+
+
+def resnet_captioner() -> Captioner:
+    words = Vocabulary.build([" ".join(f"w{n}" for n in range(VOCABULARY - 4))], min_count=1)
+    return Captioner(TorchvisionEncoder("resnet50"), LSTMDecoder(len(words), 2048), words).eval()
 
 
 # --- GPU only ---------------------------------------------------------------------------------------------------------
@@ -344,7 +372,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu-time", action="store_true", help="one thread, processor time: on a busy machine")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", nargs="+", default=["count", "a", "b", "c", "d"], help="count a b c d")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--batches", type=int, nargs="+", help="of b (default: 1 16; 1 4 with --quick)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -355,6 +383,8 @@ def main() -> None:
     device = torch.device(options.device)
     gpu, quick = device.type == "cuda", options.quick
     few = 1 if quick else 0  # rounds; 0: each part's own number
+    if gpu:  # TF32 for matrix products as for convolutions, where it is torch's default: one speed is the floor of both
+        torch.set_float32_matmul_precision("high")
     versions = {"showtell": __version__, "torch": torch.__version__, "python": platform.python_version()}
     result: dict[str, Any] = {
         "what": __doc__.splitlines()[0],
@@ -394,9 +424,11 @@ def main() -> None:
             "bundled captioner": from_files(bundled(device), count),
         }
         if not options.cpu_time:  # its threads' work would count as its time
-            result["d: from files"]["bundled captioner, many files"] = bulk(64 if quick else 256, few or 3)
+            result["d: from files"]["bundled captioner, many files"] = bulk(device, 64 if quick else 256, few or 3)
         say("files")
-    if gpu:
+        result["d: for_inference over eager, encoder"] = folded(device, few or 7)
+        say("for_inference")
+    if gpu and "gpu" in options.only:
         result["gpu"] = on_gpu(device, 5)
     if "b" in options.only:
         import transformers

@@ -147,10 +147,17 @@ def assert_same(found: Found, expected: Found) -> None:
 class CountReads(TorchDispatchMode):
     """Counts operations that make the host wait for an accelerator."""
 
+    WAIT = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default", "repeat_interleave.Tensor")
+
     reads = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        name = str(func)
-        if any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique")):
-            self.reads += 1
+        name = str(func).removeprefix("aten.")
+        by_mask = name.startswith("index") and any(
+            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+            for group in args[1:2]
+            if isinstance(group, list | tuple)
+            for index in group
+        )
+        self.reads += by_mask or name.startswith(self.WAIT)
         return func(*args, **(kwargs or {}))

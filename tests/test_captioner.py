@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import showtell
 from showtell import Beam, Caption, Captioner, Features, Greedy, ImageSpec, Vocabulary
+from showtell.encoders.efficientnet_lite import EfficientNetLite
 from showtell.errors import ArgumentError, ComponentError, FormatError, ImageError, NotFoundError
 from showtell.testing import TinyEncoder, tiny_captioner
 
@@ -188,6 +189,16 @@ def test_the_search_is_saved_with_the_captioner(captioner: Captioner, tmp_path: 
 def test_a_captioner_in_half_precision_captions(captioner: Captioner) -> None:
     half = captioner.to(torch.bfloat16)
     assert isinstance(half.caption(photo()), Caption)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_backbone_in_another_precision_still_sees_all_256_levels(captioner: Captioner, dtype: torch.dtype) -> None:
+    encoder = EfficientNetLite(image_size=32, head={"dim": captioner.encoder.feature_dim}).to(dtype).eval()
+    seen: list[Tensor] = []
+    encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    pixels = torch.arange(3 * 32 * 32).remainder(256).view(1, 3, 32, 32) / 255
+    assert with_encoder(captioner, encoder).encode_pixels(pixels).pooled.dtype == dtype
+    assert torch.equal(seen[0], pixels)
 
 
 class Unregistered(TinyEncoder):

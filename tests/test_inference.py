@@ -71,6 +71,50 @@ def test_what_cannot_be_folded_stays(net: nn.Module) -> None:
     assert [type(part) for part in net.modules()] == before
 
 
+class Standardised(nn.Conv2d):
+    """Weight standardisation (Qiao et al. 2019): whatever the weight's scale, the same comes out."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        dims = (1, 2, 3)
+        weight = (self.weight - self.weight.mean(dims, keepdim=True)) / self.weight.std(dims, keepdim=True)
+        return nn.functional.conv2d(input, weight, self.bias)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        Standardised(3, 4, 3),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)),
+    ],
+    ids=["standardised", "weight norm", "spectral norm"],
+)
+def test_a_convolution_that_makes_its_weight_anew_keeps_its_norm(conv: nn.Module) -> None:
+    net = lived_in(nn.Sequential(conv, nn.BatchNorm2d(4)))
+    x = torch.rand(2, 3, 8, 8)
+    expected = net(x)
+    assert fold_batch_norms(net) == 0
+    assert torch.equal(net(x), expected)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, (1, 3), stride=2, groups=2, bias=False),
+        nn.Conv2d(4, 4, 5, padding="same", padding_mode="reflect"),
+        nn.Conv2d(4, 4, 1).bfloat16(),
+    ],
+    ids=str,
+)
+def test_every_plain_kind_of_convolution_is_folded(conv: nn.Conv2d) -> None:
+    net = lived_in(nn.Sequential(conv, nn.BatchNorm2d(4).to(conv.weight.dtype)))
+    x = torch.rand(2, 4, 9, 9).to(conv.weight.dtype)
+    expected = net(x)
+    assert fold_batch_norms(net) == 1
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5 if x.dtype == torch.float32 else 0.05)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "vit_b_16"])
 def test_backbones_give_the_same_features(name: str) -> None:
     torch.manual_seed(0)
@@ -200,3 +244,10 @@ def test_the_bundled_captioner_says_the_same_and_its_copy_is_not_saved(tmp_path:
     with pytest.raises(ArgumentError, match="save the one it was made from"):
         fast.save_pretrained(tmp_path / "fast")
     assert not (tmp_path / "fast").exists()
+
+
+def test_the_copys_lstm_is_laid_out_for_cudnn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner, flattened = Captioner.default(), []
+    monkeypatch.setattr(nn.LSTM, "flatten_parameters", lambda self: flattened.append(self))
+    fast = captioner.for_inference()
+    assert flattened == [fast.decoder.lstm]  # type: ignore[attr-defined]

@@ -401,6 +401,12 @@ def test_configs_and_texts_of_before_the_gnmt_penalty_stay_as_they_were() -> Non
     assert search_text(Beam(penalty="gnmt")) == "beam:size=3,max_length=20,length_penalty=0.0,penalty=gnmt"
 
 
+@pytest.mark.parametrize("number", [1e-05, 0.1 + 0.2, 1 / 3, 0.012345678901234567, 5e-10, 1.0])
+def test_every_number_survives_the_command_lines_spelling(number: float) -> None:
+    for search in (Beam(length_penalty=number), DiverseBeam(diversity=number), Sample(top_p=number)):
+        assert parse_search(search_text(search)) == search
+
+
 def test_configs_of_something_else_are_refused() -> None:
     bad: Sequence[object] = (
         None,

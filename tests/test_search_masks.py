@@ -192,6 +192,25 @@ def test_masks_never_make_the_host_wait_for_an_accelerator() -> None:
             assert counted.reads == 0, mask
 
 
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda t: t[0].item(),
+        lambda t: bool(t.any()),
+        lambda t: t.nonzero(),
+        lambda t: t[t > 1],
+        lambda t: t.masked_select(t > 1),
+        lambda t: t.__setitem__(t > 1, torch.zeros(())),
+        lambda t: torch.equal(t, t),
+        lambda t: t.repeat_interleave(t.long()),
+    ],
+)
+def test_what_makes_the_host_wait_is_counted(wait: Callable[[torch.Tensor], object]) -> None:
+    with CountReads() as counted:
+        wait(torch.arange(4.0))
+    assert counted.reads
+
+
 def test_the_rules_of_the_tests_leave_something_and_take_something() -> None:
     captions = list(every_caption(4, 4))
     for rule in (

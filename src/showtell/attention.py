@@ -15,8 +15,8 @@ from .errors import ArgumentError
 from .generate import evaluating
 from .image_spec import ImageSpec
 from .images import load_images, photo_size
-from .photos import Photos, check_batch_size, is_many, listed
-from .protocols import Decoder, Encoder, Features, as_features, slice_features
+from .photos import Photos, check_batch_size, is_many, part_of, photos_of
+from .protocols import Decoder, Encoder, Features
 from .vocabulary import Vocabulary
 
 __all__ = ["Attending", "AttentionMaps", "Looked", "attend", "look", "words_of"]
@@ -127,8 +127,7 @@ def attend(
     if many and not isinstance(captions, list | tuple):
         raise ArgumentError(f"photos in a list, or Features, have a list of captions, not {type(captions).__name__}")
     texts = list(cast("Sequence[str | Caption]", captions)) if many else [cast("str | Caption", captions)]
-    photos: Any = as_features(images, "attend takes") if isinstance(images, Features) else listed(cast(Any, images))
-    count = len(photos.pooled) if isinstance(photos, Features) else len(photos)
+    photos, count = photos_of(images, "attend takes")
     if count != len(texts):
         raise ArgumentError(f"each photo has one caption; there are {count} photos and {len(texts)} captions")
     tokens = [_ids(captioner.vocabulary, text) for text in texts]
@@ -136,11 +135,11 @@ def attend(
     found: list[AttentionMaps] = []
     for start in range(0, count, batch_size):
         said = tokens[start : start + batch_size]
-        if isinstance(photos, Features):
-            features = slice_features(photos, start, start + batch_size)
-            sizes: list[tuple[int, int] | None] = [None] * len(said)
+        some = part_of(photos, start, start + batch_size)
+        sizes: list[tuple[int, int] | None] = [None] * len(said)
+        if isinstance(some, Features):
+            features = some
         else:
-            some = photos[start : start + batch_size]
             features = captioner.encode_pixels(load_images(some, spec))
             # A squashed photo fills the encoder's input: in 0..1 the boxes are the same.
             sizes = [None if spec.resize == "squash" else photo_size(photo) for photo in some]

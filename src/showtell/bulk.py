@@ -250,7 +250,7 @@ def _handed_over(
     """Let the search's stream wait for the features, and their memory live until it is done with them."""
     main.wait_event(ready)
     for tensor in features or ():
-        if tensor is not None:
+        if tensor is not None and tensor.is_cuda:  # an encoder's boxes may have stayed on the CPU
             tensor.record_stream(main)
     return batch, features
 

@@ -19,6 +19,7 @@ from .bulk import Row, caption_iter
 from .caption import Caption
 from .constraints import Constraints
 from .devices import usable_device
+from .encoders.base import BackboneEncoder
 from .errors import ArgumentError
 from .generate import evaluating
 from .images import ImageSource, load_images
@@ -154,6 +155,8 @@ class Captioner(Asking, nn.Module):
             given = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
             raise ArgumentError(f"encode_pixels takes floats (photos, 3, height, width), not {given}; or use encode")
         dtype = next((t.dtype for t in cast(nn.Module, self.encoder).parameters()), pixels.dtype)
+        if isinstance(self.encoder, BackboneEncoder):  # casts by itself, once it has normalised in float32
+            dtype = torch.float32
         with torch.inference_mode(), evaluating(self.encoder):
             return as_features(
                 self.encoder(pixels.to(self.device, dtype)), f"{type(self.encoder).__name__} must return"
@@ -231,6 +234,9 @@ class Captioner(Asking, nn.Module):
             fast.encode_pixels(torch.zeros(1, 3, spec.height, spec.width))
         except Exception:  # a foreign forward may take contiguous maps only, to view them as rows for instance
             lay_out(encoder, torch.contiguous_format)
+        for part in fast.modules():
+            if isinstance(part, nn.RNNBase):  # a copy's weights lie apart, and cuDNN would gather them at every call
+                part.flatten_parameters()
         vars(encoder)["_folded"] = True
         return fast
 

@@ -9,9 +9,8 @@ from .caption import Caption, captions_of
 from .constraints import Constraints, bind, check_constraints
 from .errors import ArgumentError
 from .generate import Ready, generate
-from .images import ImageSource
-from .photos import Photos, check_batch_size, listed
-from .protocols import Features, as_features, slice_features
+from .photos import Photos, check_batch_size, part_of, photos_of
+from .protocols import Features
 from .search import Search, as_search
 from .vocabulary import Vocabulary
 
@@ -49,12 +48,7 @@ def caption_photos(
     """
     check_batch_size(batch_size)
     how = captioner.search if search is None else as_search(search)
-    photos: Features | list[ImageSource]
-    if isinstance(images, Features):
-        photos, count = as_features(images, "caption takes"), images.pooled.shape[0]
-    else:
-        photos = listed(images)
-        count = len(photos)
+    photos, count = photos_of(images, "caption takes")
     if constraints is not None and not isinstance(constraints, Constraints):
         constraints = check_constraints(constraints, count)
     numbers = range(count) if positions is None else positions
@@ -66,8 +60,7 @@ def caption_photos(
     captions: list[list[Caption]] = []
     for at in range(0, count, batch_size):
         here = slice(at, at + batch_size)
-        some = slice_features(photos, at, at + batch_size) if isinstance(photos, Features) else photos[here]
-        decoder, features = captioner.ready(some)
+        decoder, features = captioner.ready(part_of(photos, at, at + batch_size))
         wishes = constraints if constraints is None or isinstance(constraints, Constraints) else constraints[here]
         bound = bind(wishes, features.pooled.shape[0], words, how)
         found = generate(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from .errors import ArgumentError
 from .images import ImageSource
-from .protocols import Features
+from .protocols import Features, as_features, slice_features
 
-__all__ = ["Photos", "check_batch_size", "is_many", "listed"]
+__all__ = ["Photos", "check_batch_size", "is_many", "listed", "part_of", "photos_of"]
 
 Photos = ImageSource | Sequence[ImageSource] | Features
 """One photo, several photos, or the features of N photos as an encoder returns them."""
@@ -23,6 +23,19 @@ def is_many(images: object) -> bool:
 def listed(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     """The photos as a list."""
     return list(cast(Sequence[ImageSource], images)) if is_many(images) else [cast(ImageSource, images)]
+
+
+def photos_of(images: Photos, who: str) -> tuple[list[Any] | Features, int]:
+    """The photos as a list, or their features; and how many they are. `who`: what errors begin with, "score takes"."""
+    if isinstance(images, Features):
+        return as_features(images, who), images.pooled.shape[0]
+    photos = listed(cast(Any, images))
+    return photos, len(photos)
+
+
+def part_of(photos: list[Any] | Features, start: int, stop: int) -> list[Any] | Features:
+    """Photos start..stop-1."""
+    return slice_features(photos, start, stop) if isinstance(photos, Features) else photos[start:stop]
 
 
 def check_batch_size(batch_size: int) -> None:

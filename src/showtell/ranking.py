@@ -13,7 +13,7 @@ from torch import Tensor
 from .checks import choice
 from .errors import ArgumentError
 from .generate import evaluating
-from .photos import Photos, check_batch_size
+from .photos import Photos, check_batch_size, part_of, photos_of
 from .scoring import (
     Given,
     Scoring,
@@ -21,8 +21,6 @@ from .scoring import (
     batches,
     check_numbers,
     forced_log_probs,
-    part_of,
-    photos_of,
     width,
     words_in,
 )
@@ -123,7 +121,7 @@ def rank(
 
 def _pairs(captioner: Scoring, images: Photos, words: list[Words], batch_size: int) -> Tensor:
     """The log-probability of every caption given every photo, (N, C) on the CPU."""
-    photos, count = photos_of(images)
+    photos, count = photos_of(images, "rank takes")
     vocabulary = captioner.vocabulary
     # Captions of like length together: little is computed for padding.
     order = sorted(range(len(words)), key=lambda number: len(words[number].ids))

@@ -11,8 +11,8 @@ from torch import Tensor
 from .caption import Caption
 from .errors import ArgumentError, RunError
 from .generate import Ready, evaluating
-from .photos import Photos, check_batch_size, is_many, listed
-from .protocols import Decoder, Features, as_features, slice_features
+from .photos import Photos, check_batch_size, is_many, part_of, photos_of
+from .protocols import Decoder, Features
 from .rows import Rows
 from .vocabulary import Vocabulary
 
@@ -23,8 +23,6 @@ __all__ = [
     "batches",
     "check_numbers",
     "forced_log_probs",
-    "part_of",
-    "photos_of",
     "score",
     "width",
     "words_in",
@@ -84,7 +82,7 @@ def score(
     check_batch_size(batch_size)
     many = isinstance(images, Features) or is_many(images)
     entries: Sequence[Any] = cast(Any, captions) if many else [captions]
-    photos, count = photos_of(images)
+    photos, count = photos_of(images, "score takes")
     if not isinstance(entries, list | tuple):
         raise ArgumentError(
             f"photos in a list, or Features, are scored with a list of captions, not {type(captions).__name__}"
@@ -117,19 +115,6 @@ def score(
             for entry, each in zip(entries[start:stop], scored, strict=True)
         ]
     return found if many else found[0]
-
-
-def photos_of(images: Photos) -> tuple[list[Any] | Features, int]:
-    """The photos as a list, or their features; and how many they are."""
-    if isinstance(images, Features):
-        return as_features(images, "score takes"), images.pooled.shape[0]
-    photos = listed(cast(Any, images))
-    return photos, len(photos)
-
-
-def part_of(photos: list[Any] | Features, start: int, stop: int) -> list[Any] | Features:
-    """Photos start..stop-1."""
-    return slice_features(photos, start, stop) if isinstance(photos, Features) else photos[start:stop]
 
 
 def batches(count: int, size: int) -> list[tuple[int, int]]:

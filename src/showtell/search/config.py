@@ -17,6 +17,7 @@ __all__ = ["as_search", "parse_search", "search_from_config", "search_text", "se
 
 _SEARCHES: dict[str, Any] = {"greedy": Greedy, "beam": Beam, "diverse": DiverseBeam, "sample": Sample}
 _BARE = {"beam": "size", "diverse": "size", "sample": "count"}  # what a number without a name is
+_VALUE = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,25})?(e[+-]?[0-9]{1,3})?|[a-z]{1,20}", re.ASCII)
 _NEWER = {"penalty": "power"}  # left out at this value: older config files and signatures stay as they are
 
 
@@ -122,9 +123,7 @@ def parse_search(text: str) -> Search:
         key, equals, value = part.partition("=")
         if place == 0 and not equals and name in _BARE and part[:1].isdecimal():
             key, value = _BARE[name], part
-        if key in config or not re.fullmatch(
-            r"-?[0-9]{1,19}(\.[0-9]{1,25})?(e[+-]?[0-9]{1,3})?|[a-z]{1,20}", value, re.ASCII
-        ):
+        if key in config or not _VALUE.fullmatch(value):
             raise wrong
         config[key] = _value(value)
     return search_from_config(config)
@@ -136,5 +135,5 @@ def _options(cls: Any) -> list[str]:
 
 def _value(text: str) -> Any:
     if text[-1].isdigit():
-        return float(text) if "." in text or "e" in text else int(text)
+        return int(text) if text.lstrip("-").isdecimal() else float(text)
     return {"true": True, "false": False}.get(text, text)

@@ -48,7 +48,7 @@ def walk(
         words = words.where(live, end)
         yield Chosen(words, values.where(live, 0.0))
         live = live & (words != end)
-        if look and not bool(live.any()):
+        if length == max_length or (look and not bool(live.any())):
             return
         prefix = torch.cat([prefix, words.unsqueeze(1)], dim=1)
 
