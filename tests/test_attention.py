@@ -249,6 +249,9 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
         model.attend([image, image], ["a dog"])
     with pytest.raises(ArgumentError, match="1 photos and 2 captions"):
         model.attend(model.encode(image), ["a dog", "a dog"])
+    for several in (5, None, {"a dog"}):
+        with pytest.raises(ArgumentError, match="have a list of captions, not"):
+            model.attend([image], several)  # type: ignore[arg-type]
     for wrong in (5, None, ["a"]):
         with pytest.raises(ArgumentError, match="a caption is a text or a Caption"):
             model.attend([image], [wrong])  # type: ignore[list-item]

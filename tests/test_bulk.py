@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import io
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -287,3 +288,32 @@ def test_constraints_hold_for_every_photo_and_are_refused_before_the_first(capti
             captioner.caption_iter(noise(5), search="beam:3", constraints=wishes)
     with pytest.raises(ArgumentError, match="start"):
         captioner.caption_iter(noise(5), start=-1)
+
+
+def test_open_files_and_buffers_may_be_closed_and_used_again_by_the_iterable(
+    captioner: Captioner, tmp_path: Path
+) -> None:
+    photos = [torch.full((3, 32, 32), level) for level in (0.0, 0.2, 0.4, 0.6, 0.8)]
+    expected = [caption.log_prob for caption in captioner.caption(photos)]
+    assert len(set(expected)) == 5
+
+    def one_buffer() -> Iterator[torch.Tensor]:
+        buffer = torch.empty(3, 32, 32)
+        for photo in photos:
+            yield buffer.copy_(photo)
+
+    found = [row.caption.log_prob for row in captioner.caption_iter(one_buffer(), batch_size=2) if row.caption]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+    def open_files() -> Iterator[BinaryIO]:
+        for number in range(3):
+            path = tmp_path / f"{number}.png"
+            Image.new("RGB", (20, 20), (80 * number, 0, 0)).save(path)
+            with path.open("rb") as file:
+                yield file
+
+    assert all(row.error is None for row in captioner.caption_iter(open_files()))
+
+
+def test_a_batch_size_beyond_any_list_is_one_batch(captioner: Captioner) -> None:
+    assert len(list(captioner.caption_iter([torch.rand(3, 32, 32)] * 3, batch_size=sys.maxsize + 1))) == 3

@@ -347,3 +347,9 @@ def test_loading_draws_no_random_numbers_and_imports_no_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("pixels", [torch.rand(3, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "dog.jpg"])
+def test_pixels_that_are_no_batch_of_floats_are_refused(pixels: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"encode_pixels takes floats \(photos, 3, height, width\)"):
+        tiny_captioner().encode_pixels(pixels)

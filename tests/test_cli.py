@@ -153,6 +153,19 @@ def test_another_commands_output_is_refused(
     assert foreign.read_text() == "precious\n"
 
 
+@pytest.mark.parametrize("row", ["no JSON", "5", ""])
+def test_a_row_that_someone_else_wrote_is_named(
+    model: str, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], row: str
+) -> None:
+    output = tmp_path / "rows.jsonl"
+    command = ["caption", str(album), "--model", model, "--output", str(output)]
+    main(command)
+    first, _, *others = output.read_text().splitlines()
+    output.write_text("\n".join([first, row, *others]) + "\n")
+    assert main(command) == 2
+    assert "rows.jsonl: row 2 is none that this command wrote" in capsys.readouterr().err
+
+
 def test_a_file_name_that_is_not_utf_8_is_printed_and_makes_rows_of_plain_json(
     model: str, photos: list[Path], tmp_path: Path
 ) -> None:

@@ -203,6 +203,9 @@ def test_lists_of_something_else_or_of_another_length_are_refused(captioner: Cap
             captioner.caption(features, constraints=constraints)
     with pytest.raises(ArgumentError, match="6 positions for 7 photos"):
         captioner.generate(features, positions=range(6))
+    for wrong in (7, {*range(7)}, (n for n in range(7))):
+        with pytest.raises(ArgumentError, match="positions are a list or a range"):
+            captioner.generate(features, positions=wrong)  # type: ignore[arg-type]
 
 
 def test_words_are_written_as_in_any_text(captioner: Captioner) -> None:

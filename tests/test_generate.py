@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from showtell.generate import generate
 from showtell.protocols import Features
 from showtell.rows import Rows
 from showtell.search import Beam, DiverseBeam, Greedy, Sample, Search
+from showtell.testing import tiny_captioner
 
 SEARCHES = [
     Greedy(8),
@@ -192,3 +195,30 @@ def test_demands_that_no_caption_can_satisfy_are_refused(search: Search, force: 
 def test_no_demands_ask_nothing_of_a_search() -> None:
     for search in SEARCHES:
         assert generate(make_decoder(), Features(torch.randn(2, 6)), search, force=[[], []]).tokens.shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (lambda prefix, log_probs: None, "returned None"),
+        (lambda prefix, log_probs: log_probs[:, :3], r"returned \(1, 3\)"),
+        (lambda prefix, log_probs: log_probs.tolist(), "a mask returns the log-probabilities that it was given"),
+    ],
+)
+def test_a_mask_that_forgets_to_return_the_log_probabilities_is_told(mask: Any, message: str) -> None:
+    captioner = tiny_captioner()
+    with pytest.raises(ArgumentError, match=message):
+        generate(captioner.decoder, captioner.encode(torch.rand(3, 32, 32)), masks=[mask])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"forbid": 3}, "forbid takes ids as a list"),
+        ({"search": Sample(seed=1), "positions": 5}, "positions are a list or a range"),
+    ],
+)
+def test_one_number_where_a_list_belongs_is_refused(options: dict[str, Any], message: str) -> None:
+    captioner = tiny_captioner()
+    with pytest.raises(ArgumentError, match=message):
+        generate(captioner.decoder, captioner.encode(torch.rand(3, 32, 32)), **options)

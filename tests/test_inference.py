@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
-from showtell import ArgumentError, Captioner
+from showtell import ArgumentError, Captioner, Features
 from showtell.encoders.torchvision import TorchvisionEncoder
 from showtell.inference import fold_batch_norms
+from showtell.testing import TinyEncoder, tiny_captioner
 
 
 def lived_in(module: nn.Module) -> nn.Module:
@@ -122,6 +124,112 @@ def test_backbones_give_the_same_features(name: str) -> None:
         expected = encoder(photos).pooled
         fold_batch_norms(encoder.backbone)
         torch.testing.assert_close(encoder(photos).pooled, expected, rtol=1e-4, atol=1e-5)
+
+
+class Scaled(nn.Conv2d):
+    """Not linear in its weight: twice the weight gives the same maps."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return nn.functional.conv2d(input, self.weight / self.weight.norm(), self.bias)
+
+
+class Padded(nn.Conv2d):
+    """Linear in its weight."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return super().forward(nn.functional.pad(input, (1, 1, 1, 1)))
+
+
+class Reading(nn.Module):
+    """Reads a folded module's weight elsewhere."""
+
+    def __init__(self, of: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.of = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), of
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight.mean() if self.of == "conv" else self.norm.weight.mean()
+        return self.norm(self.conv(x)) * weight
+
+
+class Keeping(nn.Module):
+    """Keeps the shape it saw first, as a table of positions does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.seen: list[object] = []
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(x.shape)
+        return self.norm(self.conv(x))
+
+
+def hooked(which: int, before: bool) -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    if before:
+        net[which].register_forward_pre_hook(lambda _, given: (2 * given[0],))
+    else:
+        net[which].register_forward_hook(lambda _, __, found: 2 * found)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "folds"),
+    [
+        *[(hooked(which, before), 0) for which in (0, 1) for before in (False, True)],
+        (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)), 0),
+        (nn.Sequential(prune.random_unstructured(nn.Conv2d(3, 3, 1), "weight", 0.5), nn.BatchNorm2d(3)), 0),
+        (nn.Sequential(Scaled(3, 3, 1), nn.BatchNorm2d(3)), 0),
+        (nn.Sequential(Padded(3, 3, 3), nn.BatchNorm2d(3)), 1),
+        (Reading("conv"), 0),
+        (Reading("norm"), 0),
+        (Keeping(), 1),
+    ],
+)
+def test_hooks_computed_weights_and_foreign_convolutions_keep_their_numbers(net: nn.Module, folds: int) -> None:
+    x = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = lived_in(net)(x)
+        assert fold_batch_norms(net) == folds
+        torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
+    if isinstance(net, Keeping):
+        assert net.seen == [x.shape, x.shape], "folding leaves nothing behind"
+        assert net.calls == 2
+
+
+class Odd(TinyEncoder):
+    """Weights of four and five dimensions that are no convolution's, and a view that takes contiguous maps only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.deep = nn.Parameter(torch.rand(1, 4, 4, 8)), nn.Conv3d(1, 1, 1)
+        self.rows = nn.Linear(128, 16)
+
+    def trunk(self, images: Tensor) -> Features:
+        maps = self.body(self.deep(images.unsqueeze(1)).squeeze(1))
+        maps = maps + self.table.view(1, 16, 8).transpose(1, 2).reshape(1, 8, 4, 4)
+        return Features(pooled=self.rows(maps.view(len(maps), -1)))
+
+    def head(self, features: Features) -> Features:
+        return features
+
+
+def test_an_encoder_that_takes_its_maps_in_one_layout_only_keeps_it() -> None:
+    tiny, photo = tiny_captioner(), torch.rand(3, 32, 32)
+    captioner = Captioner(Odd(), tiny.decoder, tiny.vocabulary)
+    fast = captioner.for_inference()
+    torch.testing.assert_close(fast.encode(photo).pooled, captioner.encode(photo).pooled)
+
+
+def test_a_captioner_built_from_parts_of_a_copy_is_not_saved_either(tmp_path: Path) -> None:
+    tiny = tiny_captioner()
+    with pytest.raises(ArgumentError, match="save the one it was made from"):
+        Captioner(tiny.for_inference().encoder, tiny.decoder, tiny.vocabulary).save_pretrained(tmp_path / "fast")
+    tiny.save_pretrained(tmp_path / "slow")
 
 
 def test_the_bundled_captioner_says_the_same_and_its_copy_is_not_saved(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_the_smallest_photo_and_the_shortest_caption_are_drawn() -> None:
         for words, weights in (((), torch.zeros(0, 4)), (("a",), torch.ones(1, 4) / 4)):
             figure = plot_attention(np.zeros(shape, np.uint8), "", AttentionMaps(words, weights, QUARTERS))
             assert len(panels(figure)) == len(words) + 1
+            assert max(figure.get_size_inches()) < 10, "a photo of one column makes no picture of a million rows"
     none = AttentionMaps(("a",), torch.zeros(1, 0), torch.zeros(0, 4))
     assert titles(plot_attention(np.zeros((4, 4, 3), np.uint8), "a", none)) == ["", "a (sentinel 100%)"]
 

@@ -481,3 +481,22 @@ def test_a_search_is_read_from_the_command_line(text: str, search: Greedy | Beam
 def test_what_is_no_search_is_refused(text: str) -> None:
     with pytest.raises(ArgumentError):
         parse_search(text)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        Beam(length_penalty=0.1 + 0.2),
+        Beam(length_penalty=1e-5),
+        DiverseBeam(diversity=1 / 30000),
+        Sample(top_p=1e-12, min_p=5e-324, seed=2**63 - 1),
+    ],
+)
+def test_any_number_that_a_search_takes_can_be_spelt(search: Search) -> None:
+    assert parse_search(search_text(search)) == search
+
+
+@pytest.mark.parametrize("text", ["sample:1,seed=-1", "beam:3,length_penalty=-0.5", "sample:temperature=1e3"])
+def test_a_number_out_of_range_is_told_its_range(text: str) -> None:
+    with pytest.raises(ArgumentError, match=r"must be a .*number in"):
+        parse_search(text)

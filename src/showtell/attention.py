@@ -124,6 +124,8 @@ def attend(
     many = isinstance(images, Features) or is_many(images)
     if many == isinstance(captions, str | Caption):
         raise ArgumentError("attend takes one photo and one caption, or a list of photos and as many captions")
+    if many and not isinstance(captions, list | tuple):
+        raise ArgumentError(f"photos in a list, or Features, have a list of captions, not {type(captions).__name__}")
     texts = list(cast("Sequence[str | Caption]", captions)) if many else [cast("str | Caption", captions)]
     photos, count = photos_of(images, "attend takes")
     if count != len(texts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -193,23 +194,19 @@ def _decoded(photos: Iterator[ImageSource], encoder: Encoder, size: int, workers
         while more or coming:
             while more and len(coming) <= _AHEAD:
                 batch: list[ImageSource] = []
+                loads: list[Callable[[], Tensor | ShowtellError]] = []
                 try:
-                    batch.extend(islice(photos, size))  # what came before an exception stays
+                    for photo in islice(photos, min(size, sys.maxsize)):  # what came before an exception stays
+                        # What the caller holds isn't safe to read from two threads, and the iterable may close or
+                        # overwrite it when it is asked for the next one.
+                        apart = isinstance(photo, str | os.PathLike | bytes)
+                        loads.append(pool.submit(load, photo).result if apart else partial(_itself, load(photo)))
+                        batch.append(photo)
                 except Exception as error:
                     failure = error
                 more = len(batch) == size and failure is None
                 if batch:
-                    # What the caller holds may come twice and isn't safe to read from two threads.
-                    apart = [isinstance(photo, str | os.PathLike | bytes) for photo in batch]
-                    coming.append(
-                        (
-                            batch,
-                            [
-                                pool.submit(load, photo).result if each else partial(load, photo)
-                                for photo, each in zip(batch, apart, strict=True)
-                            ],
-                        )
-                    )
+                    coming.append((batch, loads))
             if coming:
                 batch, loads = coming.popleft()
                 yield _Batch(batch, [result() for result in loads])
@@ -218,6 +215,10 @@ def _decoded(photos: Iterator[ImageSource], encoder: Encoder, size: int, workers
         pool.shutdown(cancel_futures=True)
     if failure is not None:
         raise failure
+
+
+def _itself(outcome: Tensor | ShowtellError) -> Tensor | ShowtellError:
+    return outcome
 
 
 def _encoded(captioner: _Bulk, batches: Iterator[_Batch]) -> Generator[tuple[_Batch, Features | None], None, None]:

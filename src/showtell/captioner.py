@@ -23,7 +23,7 @@ from .encoders.base import BackboneEncoder
 from .errors import ArgumentError
 from .generate import evaluating
 from .images import ImageSource, load_images
-from .inference import fold_batch_norms
+from .inference import fold_batch_norms, lay_out
 from .loading import load_captioner
 from .photos import Photos, check_batch_size, listed
 from .protocols import Decoder, Encoder, Features, Forced, SplitEncoder, as_features, join_features
@@ -90,7 +90,6 @@ class Captioner(Asking, nn.Module):
         self.search = as_search(search)
         self._saved_dtype = "float32"
         self._card: str | None = None
-        self._folded = False
 
     @property
     def device(self) -> torch.device:
@@ -152,6 +151,9 @@ class Captioner(Asking, nn.Module):
 
     def encode_pixels(self, pixels: Tensor) -> Features:
         """Encode images that are resized already: (N, 3, H, W) float in 0..1, on any device, in any precision."""
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or not pixels.is_floating_point():
+            given = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise ArgumentError(f"encode_pixels takes floats (photos, 3, height, width), not {given}; or use encode")
         dtype = next((t.dtype for t in cast(nn.Module, self.encoder).parameters()), pixels.dtype)
         if isinstance(self.encoder, BackboneEncoder):  # casts by itself, once it has normalised in float32
             dtype = torch.float32
@@ -226,11 +228,16 @@ class Captioner(Asking, nn.Module):
         encoder = cast(nn.Module, fast.encoder)
         for part in (encoder, *encoder.children()):
             fold_batch_norms(part)
-        encoder.to(memory_format=torch.channels_last)
+        lay_out(encoder, torch.channels_last)
+        spec = fast.encoder.image_spec
+        try:
+            fast.encode_pixels(torch.zeros(1, 3, spec.height, spec.width))
+        except Exception:  # a foreign forward may take contiguous maps only, to view them as rows for instance
+            lay_out(encoder, torch.contiguous_format)
         for part in fast.modules():
             if isinstance(part, nn.RNNBase):  # a copy's weights lie apart, and cuDNN would gather them at every call
                 part.flatten_parameters()
-        fast._folded = True
+        vars(encoder)["_folded"] = True
         return fast
 
     # --- saving and loading ---------------------------------------------------------------------------------------
@@ -241,7 +248,7 @@ class Captioner(Asking, nn.Module):
         Raises ArgumentError when a part's config isn't JSON, and for a copy made by `for_inference`. `weights_dtype`
         is "float32", "float16" or "bfloat16"; default: what the captioner was loaded with, else "float32".
         """
-        if self._folded:
+        if getattr(self.encoder, "_folded", False):
             raise ArgumentError("this captioner is a copy made by for_inference(); save the one it was made from")
         dtype = weights_dtype or self._saved_dtype
         config = {

@@ -52,6 +52,8 @@ def caption_photos(
     if constraints is not None and not isinstance(constraints, Constraints):
         constraints = check_constraints(constraints, count)
     numbers = range(count) if positions is None else positions
+    if not isinstance(numbers, Sequence):
+        raise ArgumentError(f"positions are a list or a range of whole numbers, one a photo, not {positions!r:.100}")
     if len(numbers) != count:
         raise ArgumentError(f"{len(numbers)} positions for {count} photos; give one a photo")
     words = captioner.vocabulary

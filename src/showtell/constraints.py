@@ -205,7 +205,7 @@ def _in_ids(constraints: Constraints, vocabulary: Vocabulary, max_length: int) -
         unknown += [word for word in vocabulary.split(constraints.prefix) if vocabulary.id_of(word) is None]
     if unknown:
         raise ArgumentError(
-            f"the captioner doesn't know {', '.join(map(repr, dict.fromkeys(unknown)))}; "
+            f"the captioner doesn't know {', '.join(map(repr, dict.fromkeys(unknown))):.500}; "
             "use words of captioner.vocabulary.words"
         )
     found = _Ids(forbid, prefix, force)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -111,6 +111,8 @@ def begin(
     """
     if not hasattr(decoder, "vocab_size"):
         raise ArgumentError(f"generate takes a decoder that follows showtell.Decoder, not {type(decoder).__name__}")
+    if not isinstance(forbid, Collection):
+        raise ArgumentError(f"forbid takes ids as a list, such as [0, 1, 3], not {forbid!r:.100}")
     for name, ids in (("start", (start,)), ("end", (end,)), ("forbid", tuple(forbid))):
         for one in ids:
             whole(f"{name} token", one, 0, decoder.vocab_size - 1)
@@ -135,7 +137,14 @@ def begin(
         log_probs = logits.log_softmax(dim=-1, dtype=dtype)
         log_probs = log_probs.index_fill_(1, forbidden, -torch.inf)
         for mask in masks:
-            log_probs = mask(prefix, log_probs)
+            masked = mask(prefix, log_probs)
+            if not isinstance(masked, Tensor) or masked.shape != log_probs.shape:
+                found = tuple(masked.shape) if isinstance(masked, Tensor) else masked
+                raise ArgumentError(
+                    f"a mask returns the log-probabilities that it was given, {tuple(log_probs.shape)}, or others; "
+                    f"{mask!r:.100} returned {found!r:.100}"
+                )
+            log_probs = masked
         return log_probs, state
 
     if images:

@@ -25,6 +25,7 @@ _LONGEST = 320  # pixels of a panel
 _PANEL = 2.3  # inches
 _LIGHT = (1.0, 0.62, 0.05)
 _MOST_PANELS = 200
+_TALLEST = 3.0  # a panel's height over its width; a photo that is narrower stands in its middle
 
 
 def plot_attention(image: ImageSource, caption: str | Caption, maps: AttentionMaps, *, columns: int = 5) -> Figure:
@@ -71,7 +72,7 @@ def plot_attention(image: ImageSource, caption: str | Caption, maps: AttentionMa
     panels = len(maps.words) + 1
     across = min(columns, panels)
     down = math.ceil(panels / across)
-    tall = _PANEL * height / width + 0.35
+    tall = _PANEL * min(height / width, _TALLEST) + 0.35
     figure: Figure = figures.Figure(figsize=(_PANEL * across, tall * down + 0.4), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.flat:

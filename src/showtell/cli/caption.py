@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
                     os.fsync(file.fileno())
                     progress.update(len(rows))
     with output.open("rb") as file:
-        failed = sum(_is_error(line, style) for line in file)
+        failed = sum(_is_error(line, style, f"{output}: row {number}") for number, line in enumerate(file, 1))
     print(f"{output}: {len(photos) - failed} captions" + (f", {failed} errors" if failed else ""), file=sys.stderr)
     return 1 if failed else 0
 
@@ -149,10 +149,16 @@ def _json(value: dict[str, Any]) -> str:
     return text if text.isascii() or not re.search("[\ud800-\udfff]", text) else json.dumps(value)
 
 
-def _is_error(line: bytes, style: str) -> bool:
+def _is_error(line: bytes, style: str, name: str) -> bool:
     if style == "text":
         return b"\terror: " in line
-    return "error" in json.loads(line)
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise RunError(f"{name} is none that this command wrote; start over with --overwrite, or name another file")
+    return "error" in row
 
 
 def _fingerprint(captioner: Captioner) -> str:

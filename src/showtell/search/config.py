@@ -17,7 +17,7 @@ __all__ = ["as_search", "parse_search", "search_from_config", "search_text", "se
 
 _SEARCHES: dict[str, Any] = {"greedy": Greedy, "beam": Beam, "diverse": DiverseBeam, "sample": Sample}
 _BARE = {"beam": "size", "diverse": "size", "sample": "count"}  # what a number without a name is
-_VALUE = re.compile(r"[0-9]{1,19}(\.[0-9]{1,20})?(e-[0-9]{1,2})?|[a-z]{1,20}", re.ASCII)
+_VALUE = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,25})?(e[+-]?[0-9]{1,3})?|[a-z]{1,20}", re.ASCII)
 _NEWER = {"penalty": "power"}  # left out at this value: older config files and signatures stay as they are
 
 
@@ -134,6 +134,6 @@ def _options(cls: Any) -> list[str]:
 
 
 def _value(text: str) -> Any:
-    if text[0].isdigit():
-        return int(text) if text.isdecimal() else float(text)
+    if text[-1].isdigit():
+        return int(text) if text.lstrip("-").isdecimal() else float(text)
     return {"true": True, "false": False}.get(text, text)

@@ -120,6 +120,8 @@ class Sample:
         """
         check_start(state, images, start, end)
         numbers = range(images) if positions is None else positions
+        if not isinstance(numbers, Sequence):
+            raise ArgumentError(f"positions are a list or a range of whole numbers, one an image, not {numbers!r:.100}")
         if len(numbers) != images:
             raise ArgumentError(f"{len(numbers)} positions for {images} images; give one an image")
         for one in numbers:
