@@ -61,7 +61,7 @@ def paths_of(captioner: Captioner, photos: list[Path]) -> dict[str, Say]:
 def difference(captioner: Captioner, photo: Path, ours: list[Caption], expected: list[Caption]) -> float:
     """How far the first captions in which two n-best lists differ are apart.
 
-    Their scores, or by the plain model the words where they part: a search that takes the better of two goes on with it.
+    Their scores, or by the plain model the words where they part: a search that takes one of the two goes on with it.
     """
     mine, wanted = next((a, b) for a, b in zip(ours, expected, strict=True) if a.tokens != b.tokens)
     a, b = captioner.score(photo, [mine.tokens, wanted.tokens])

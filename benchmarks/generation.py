@@ -35,23 +35,29 @@ from measure import (
     wait,
     weight_bytes,
 )
-from torch import Tensor
+from systems import (
+    BEAM_3,
+    BEAM_5,
+    GREEDY,
+    NO_END,
+    START,
+    VOCABULARY,
+    WORDS,
+    System,
+    bundled,
+    resnet,
+    resnet_captioner,
+)
 
-from showtell import Beam, Captioner, Features, Greedy, Vocabulary, __version__, generate
+from showtell import Captioner, Features, __version__
 from showtell.decoders import AttentionLSTMDecoder, LSTMDecoder, TransformerDecoder
-from showtell.encoders.torchvision import TorchvisionEncoder
 from showtell.images import load_images
 from showtell.protocols import move, slice_features
 from showtell.rows import repeat_rows, select_rows
 
-WORDS = 20
-PAD, START, END, UNK = 0, 1, 2, 3
-NO_END = (PAD, START, UNK, END)  # without an end every caption has exactly max_length words
-VOCABULARY = 10_000
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "images").glob("*.jpg"))
 A = "a: end to end over encoder"
 PARTS = ["count", "a", "b", "c", "d", "gpu"]
-GREEDY, BEAM_3, BEAM_5 = Greedy(WORDS), Beam(3, WORDS), Beam(5, WORDS)
 
 
 def say(text: str) -> None:
@@ -59,40 +65,6 @@ def say(text: str) -> None:
 
 
 STARTED = time.perf_counter()
-
-
-class System:
-    """An encoder and a decoder on a device; `dtype` and `channels_last` are for GPUs."""
-
-    def __init__(self, encoder: Any, decoder: Any, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self.encoder, self.decoder = (part.eval().to(device, dtype) for part in (encoder, decoder))
-        self.device, self.dtype = device, dtype
-        if device.type == "cuda":
-            self.encoder.to(memory_format=torch.channels_last)
-
-    def encode(self, pixels: Tensor) -> Features:
-        with torch.inference_mode():
-            layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-            return self.encoder(pixels.contiguous(memory_format=layout))
-
-    def search(self, features: Features, search: Any) -> Tensor:
-        found = generate(self.decoder, features, search, start=START, end=END, forbid=NO_END)
-        assert found.lengths[:, 0].eq(WORDS).all()
-        return found.tokens
-
-    def caption(self, pixels: Tensor, search: Any) -> Tensor:
-        return self.search(self.encode(pixels), search)
-
-
-def resnet(device: torch.device, decoder: str, dtype: torch.dtype = torch.float32) -> System:
-    grid = decoder == "attention-lstm.v1"
-    kind = AttentionLSTMDecoder if grid else LSTMDecoder
-    return System(TorchvisionEncoder("resnet50", grid=grid), kind(VOCABULARY, 2048), device, dtype)
-
-
-def bundled(device: torch.device) -> System:
-    captioner = Captioner.default()
-    return System(captioner.encoder, captioner.decoder, device)
 
 
 # --- count first ------------------------------------------------------------------------------------------------------
@@ -323,11 +295,6 @@ def folded(device: torch.device, rounds: int) -> dict[str, Any]:
                 "times_as_fast": ratio(took, "eager", "fast"),
             }
     return result
-
-
-def resnet_captioner() -> Captioner:
-    words = Vocabulary.build([" ".join(f"w{n}" for n in range(VOCABULARY - 4))], min_count=1)
-    return Captioner(TorchvisionEncoder("resnet50"), LSTMDecoder(len(words), 2048), words).eval()
 
 
 # --- GPU only ---------------------------------------------------------------------------------------------------------
