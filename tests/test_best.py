@@ -44,3 +44,13 @@ def test_views_and_no_rows_at_all_are_fine() -> None:
     assert torch.equal(best(wide[:, ::2], 4)[1], best(wide[:, ::2].contiguous(), 4)[1])
     assert best(wide.T.contiguous().T, 4)[1].tolist() == best(wide, 4)[1].tolist()
     assert best(wide[:0], 4)[0].shape == (0, 4)
+
+
+def test_rows_with_equal_values_are_settled_beside_rows_without() -> None:
+    values = torch.rand(6, 5000, generator=torch.Generator().manual_seed(0))
+    values[1, [7, 70, 700]] = values[4, [4999, 3, 2500]] = 2.0
+    top, index = best(values, 2)
+    for row in range(6):
+        expected = sorted(range(5000), key=lambda i: (-values[row, i].item(), i))[:2]
+        assert index[row].tolist() == expected
+        assert top[row].tolist() == [values[row, i].item() for i in expected]

@@ -160,8 +160,13 @@ def best(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     top, index = _top(values, min(count + 1, width))
     equal = (top[:, 1:] == top[:, :-1]) & (top[:, 1:] > -math.inf)
     top, index = top[:, :count], index[:, :count]
-    if looking_is_free(values.device) and not bool(equal.any()):
-        return top, index
+    if looking_is_free(values.device):
+        unsure = equal.any(dim=1)
+        if not bool(unsure.all()):  # most often no row at all
+            some = unsure.nonzero().squeeze(1)
+            if len(some):
+                top[some], index[some] = best(values[some], count)
+            return top, index
     index, order = index.sort(dim=1)
     top, order = top.gather(1, order).sort(dim=1, descending=True, stable=True)
     index = index.gather(1, order)
