@@ -45,3 +45,11 @@ def test_captions_stay_the_same(decoder: str, monkeypatch: pytest.MonkeyPatch) -
         found.append(generate(captioner.decoder, features, Beam(3), start=words.start_id, end=words.end_id))
     assert found[0].tokens.equal(found[1].tokens)
     torch.testing.assert_close(found[0].log_probs, found[1].log_probs)
+
+
+def test_words_of_half_precision_weights_are_scored_in_float32() -> None:
+    """Two words whose scores differ by less than bfloat16 can say stay apart."""
+    weight = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.bfloat16)
+    hidden, bias = torch.tensor([[8.0, 0.0078125]], dtype=torch.bfloat16), torch.zeros(2, dtype=torch.bfloat16)
+    assert parts.word_scores(hidden, weight, bias).tolist() == [[8.0, 8.0078125]]
+    assert parts.word_scores(hidden.double(), weight.double(), bias.double()).dtype == torch.float64

@@ -15,7 +15,7 @@ from ..checks import choice, flag, number, whole
 from ..errors import ArgumentError, DataError, NotFoundError
 from ..protocols import Features, Forced
 from ..rows import Rows, rows_per_image
-from .parts import linear
+from .parts import word_scores
 
 __all__ = ["LSTMDecoder"]
 
@@ -198,7 +198,7 @@ class LSTMDecoder(nn.Module):
     def _logits(self, hidden: Tensor) -> Tensor:
         hidden = self.bridge(self.dropout(hidden))
         layer = self.embedding if self.output is None else self.output
-        return linear(hidden, layer.weight, self._output_bias)
+        return word_scores(hidden, layer.weight, self._output_bias)
 
     def load_word_vectors(self, path: str | os.PathLike[str], words: Sequence[str]) -> int:
         """Start from pretrained word vectors; returns how many words had one.

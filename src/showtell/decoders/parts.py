@@ -23,6 +23,7 @@ __all__ = [
     "mean_region",
     "open_forget_gate",
     "read_grid",
+    "word_scores",
 ]
 
 
@@ -139,6 +140,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product.T.contiguous().view(*x.shape[:-1], -1)
 
 
+def word_scores(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The output layer, of half-precision weights in float32: hidden (..., H), weight (V, H), bias (V,) -> (..., V).
+
+    Bfloat16 has three digits: likely words would be told apart by rounding.
+    """
+    if weight.dtype in (torch.bfloat16, torch.float16):
+        hidden, weight, bias = hidden.float(), weight.float(), bias.float()
+    return linear(hidden, weight, bias)
+
+
 class Linear(nn.Linear):
     """`nn.Linear`, computed by `linear`."""
 
@@ -178,4 +189,4 @@ class Words(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., width) -> scores (..., V)."""
         weight = self.embedding.weight if self.output is None else self.output.weight
-        return linear(self.bridge(hidden), weight, self.bias)
+        return word_scores(self.bridge(hidden), weight, self.bias)
