@@ -39,6 +39,7 @@ def write_report(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> from showtell.evaluation import ScoredPhoto, score_predictions
         >>> result = score_predictions("mine", [ScoredPhoto("1", "a dog runs", ("a dog", "a wet dog"))])
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,9 @@ class Curve:
     style: Literal["a", "b", "r"]
 
 
-def curves(title: str, lines: Sequence[Curve], *, axis: str = "step", unit: str = "", best: float | None = None) -> Html:
+def curves(
+    title: str, lines: Sequence[Curve], *, axis: str = "step", unit: str = "", best: float | None = None
+) -> Html:
     """Lines over the same steps, with a dot where the first one is at step `best`.
 
     Example:

@@ -41,4 +41,6 @@ def page(title: str, *parts: Html | None) -> str:
         element("style", Html(style)),
     )
     footer = element("footer", element("p", f"Made by showtell {__version__}. This file needs no network."))
-    return "<!doctype html>\n" + element("html", head, element("body", element("main", *parts), footer), lang="en") + "\n"
+    return (
+        "<!doctype html>\n" + element("html", head, element("body", element("main", *parts), footer), lang="en") + "\n"
+    )
