@@ -152,7 +152,7 @@ def nice_step(least: float) -> float:
         (0.2, 25.0)
     """
     power = 10.0 ** math.floor(math.log10(least))
-    return next(step for m in (1, 2, 2.5, 5, 10) if (step := round(m * power, 12)) >= least * (1 - 1e-9))
+    return next(step for m in (1, 2, 2.5, 5, 10) if (step := float(f"{m * power:.12g}")) >= least * (1 - 1e-9))
 
 
 def _heights(values: Array, edges: Sequence[float], shares: bool) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from .report_charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, axis_name, nice_step, swatch
@@ -31,7 +32,7 @@ def curves(
 
     Example:
         >>> figure = curves("Loss", [Curve("training", [(0, 4.0), (10, 2.0)], "a")])
-        >>> "from 4 at step 0 to 2 at step 10" in figure
+        >>> "From 4 at step 0 to 2 at step 10." in figure
         True
 
     Points that aren't finite are left out; of many points, the means of neighbours are drawn. `axis` names what runs
@@ -117,7 +118,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
         return list(points)
     inner, places = points[1:-1], _MOST_POINTS - 2
     ends = [round(i * len(inner) / places) for i in range(places + 1)]
-    groups = [inner[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    groups = [inner[a:b] for a, b in pairwise(ends)]
     means = [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
     return [points[0], *means, points[-1]]
 
@@ -126,7 +127,7 @@ def _scale(low: float, high: float) -> tuple[float, float, float]:
     """Where the axis begins and ends, and its step; from 0 where that costs less than half of the height."""
     if low > 0 and high - low > 0.5 * high:
         low = 0.0
-    if high <= low:
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # flat but for rounding
         margin = abs(high) / 10 or 1.0
         low, high = low - margin, high + margin
     step = nice_step((high - low) / 4)

@@ -31,7 +31,7 @@ _HOLDS = re.compile(r"^---\n(.*?)\n---\n", re.DOTALL)
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file that captions were read from: its name without folders, how many photos it gave, its SHA-256 if at hand."""
+    """A file that captions were read from: its name without folders, the photos it gave, its SHA-256 if at hand."""
 
     name: str
     photos: int

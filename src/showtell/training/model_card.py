@@ -59,7 +59,7 @@ def measured_speed(job: Job) -> Speed | None:
 def card(job: Job, progress: Progress, environment: Mapping[str, str] | None = None, speed: Speed | None = None) -> str:
     """The model card of the best captioner so far.
 
-    `environment` and `speed` come in at the end of a run; without them the card depends on data, settings and seed alone.
+    `environment` and `speed` come in at the end of a run; without them a card depends on data, settings and seed alone.
     """
     about = job.about
     photos, captions = about.counts["val"]
@@ -99,7 +99,8 @@ def _data(about: About) -> str:
     counts = ", ".join(f"{name} {photos:,} photos, {captions:,} captions"
                        for name, (photos, captions) in about.counts.items())  # fmt: skip
     table = "\n".join(["| captions from | photos | SHA-256 |", "|---|---|---|", *rows])
-    return f"Used: {counts}. All captions with the photos' names and sizes have the SHA-256 `{about.fingerprint}`.\n\n{table}"
+    whole = f"All captions with the photos' names and sizes have the SHA-256 `{about.fingerprint}`."
+    return f"Used: {counts}. {whole}\n\n{table}"
 
 
 def _cell(text: str) -> str:
