@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -26,7 +26,14 @@ class Curve:
 
 
 def curves(
-    title: str, lines: Sequence[Curve], *, axis: str = "step", unit: str = "", best: float | None = None
+    title: str,
+    lines: Sequence[Curve],
+    *,
+    axis: str = "step",
+    unit: str = "",
+    best: float | None = None,
+    decimals: int | None = None,
+    span: float = 0.0,
 ) -> Html:
     """Lines over the same steps, with a dot where the first one is at step `best`.
 
@@ -36,24 +43,31 @@ def curves(
         True
 
     Points that aren't finite are left out; of many points, the means of neighbours are drawn. `axis` names what runs
-    along, `unit` what goes up.
+    along, `unit` what goes up. Values are told with four digits, or with so many decimals; the upright axis shows at
+    least `span`.
     """
+
+    def told_of(value: float) -> str:
+        return f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
+
     kept = [Curve(line.name, _finite(line.points), line.style) for line in lines]
     kept = [line for line in kept if line.points]
-    told = ". ".join(f"{line.name}: {_told(line.points, axis)}" if len(kept) > 1 else _told(line.points, axis)
-                     for line in kept) or "nothing to show yet"  # fmt: skip
+    told = "; ".join(f"{line.name}: " * (len(kept) > 1) + _told(line.points, axis, told_of) for line in kept)
+    told = told or "nothing to show yet"
     told = told[:1].upper() + told[1:]
     names = [element("li", swatch(line.style, bar=False), line.name) for line in kept]
     return element(
         "figure",
         element("figcaption", element("h3", title), element("ul", *names, class_="legend") if len(kept) > 1 else None),
-        _picture(title, kept, axis, unit, best, told) if kept else None,
+        _picture(title, kept, axis, unit, best, told, span) if kept else None,
         element("p", f"{told}.", class_="note"),
         class_="plot",
     )
 
 
-def _picture(title: str, lines: Sequence[Curve], axis: str, unit: str, best: float | None, told: str) -> Html:
+def _picture(
+    title: str, lines: Sequence[Curve], axis: str, unit: str, best: float | None, told: str, span: float
+) -> Html:
     xs = [x for line in lines for x, _ in line.points]
     drawn = [Curve(line.name, _thinned(line.points), line.style) for line in lines]
     ys = [y for line in drawn for _, y in line.points]
@@ -61,7 +75,7 @@ def _picture(title: str, lines: Sequence[Curve], axis: str, unit: str, best: flo
     if mark is not None:
         ys.append(mark[1])
     left, right = min(xs), max(max(xs), min(xs) + 1)
-    low, high, step = _scale(min(ys), max(ys))
+    low, high, step = _scale(min(ys), max(ys), span)
 
     def across(value: float) -> float:
         return LEFT + (value - left) / (right - left) * (WIDTH - LEFT - RIGHT)
@@ -123,11 +137,13 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [points[0], *means, points[-1]]
 
 
-def _scale(low: float, high: float) -> tuple[float, float, float]:
+def _scale(low: float, high: float, span: float) -> tuple[float, float, float]:
     """Where the axis begins and ends, and its step; from 0 where that costs less than half of the height."""
     if low > 0 and high - low > 0.5 * high:
         low = 0.0
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # flat but for rounding
+    if high - low < span:
+        high = low + span
+    elif high - low <= 1e-6 * max(abs(low), abs(high)):  # flat but for rounding
         margin = abs(high) / 10 or 1.0
         low, high = low - margin, high + margin
     step = nice_step((high - low) / 4)
@@ -136,18 +152,19 @@ def _scale(low: float, high: float) -> tuple[float, float, float]:
 
 
 def _number(value: float, step: float) -> str:
+    """A mark of the upright axis, short: 1500, 0.25, 5e−4."""
     if abs(value) < step / 1e6:
         return "0"
-    shown = f"{value:.0f}" if step >= 1 and abs(value) < 1e4 else f"{value:.4g}"
-    return shown.replace("-", "\u2212").replace("e\u22120", "e\u2212").replace("e+0", "e+")
+    shown = f"{value:.4g}"
+    if step < 1e-3 or abs(value) >= 1e5:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        shown = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return shown.replace("-", "\u2212")
 
 
-def _told(points: Sequence[tuple[float, float]], axis: str) -> str:
+def _told(points: Sequence[tuple[float, float]], axis: str, form: Callable[[float], str]) -> str:
     (x, y), (last, end) = points[0], points[-1]
+    first, final = (form(value).replace("-", "\u2212") for value in (y, end))
     if len(points) == 1:
-        return f"{_short(y)} at {axis} {count(x)}"
-    return f"from {_short(y)} at {axis} {count(x)} to {_short(end)} at {axis} {count(last)}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}".replace("-", "\u2212")
+        return f"{first} at {axis} {count(x)}"
+    return f"from {first} at {axis} {count(x)} to {final} at {axis} {count(last)}"

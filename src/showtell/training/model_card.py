@@ -96,7 +96,7 @@ def _data(about: About) -> str:
     ]
     more = about.file_count - len(about.files)
     rows += [f"| and {more:,} more files | | |"] if more else []
-    counts = ", ".join(f"{name} {photos:,} photos, {captions:,} captions"
+    counts = "; ".join(f"{name}: {photos:,} photos, {captions:,} captions"
                        for name, (photos, captions) in about.counts.items())  # fmt: skip
     table = "\n".join(["| captions from | photos | SHA-256 |", "|---|---|---|", *rows])
     whole = f"All captions with the photos' names and sizes have the SHA-256 `{about.fingerprint}`."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 from ..data import Record
 from ..errors import ShowtellError
@@ -76,7 +76,7 @@ def _header(job: Job, progress: Progress, state: str) -> Html:
     facts = [
         text(state, 200),
         f"step {count(job.trainer.step_count)} of {count(job.total)}",
-        f"{duration(progress.seconds)} so far",
+        f"{duration(progress.seconds)} of work",
         f"seed {job.recipe.seed}",
     ]
     return element(
@@ -124,8 +124,12 @@ def _curves(progress: Progress) -> Html:
     dense = steps or evaluations
     best = None if progress.best_step is None else float(progress.best_step)
 
-    def one(title: str, rows: Rows, key: str, style: Literal["a", "b", "r"] = "a", mark: float | None = None) -> Html:
-        return curves(title, [Curve(title, _points(rows, key), style)], best=mark)
+    def one(title: str, rows: Rows, key: str) -> Html:
+        return curves(title, [Curve(title, _points(rows, key), "a")])
+
+    def scored(metric: str, key: str) -> Html:
+        name = f"Validation {metric}"
+        return curves(name, [Curve(name, _points(evaluations, key), "b")], best=best, decimals=3, span=0.01)
 
     loss = [
         Curve("training", _points(dense, "train_loss"), "a"),
@@ -133,8 +137,8 @@ def _curves(progress: Progress) -> Html:
     ]
     drawn = [
         curves("Loss", loss, unit="nats a word"),
-        one(f"Validation {CHOSEN_BY}", evaluations, "val_cider_d", "b", best),
-        one("Validation BLEU-4", evaluations, "val_bleu4", "b", best),
+        scored(CHOSEN_BY, "val_cider_d"),
+        scored("BLEU-4", "val_bleu4"),
         one("Learning rate", dense, "learning_rate"),
     ]
     known = {"kind", "step", "epoch", "best", "learning_rate", *CURVE, *_OTHERS}
