@@ -79,9 +79,13 @@ def open_writers(names: Sequence[str | LogWriter]) -> list[LogWriter]:
 
 
 def _numbers(row: Row) -> dict[str, float]:
-    """The numbers of a row under the names that both programs group by."""
+    """The numbers of a row under the names that both programs group by.
+
+    Rows of steps and of evaluations have groups of their own: both have a training loss, over different steps.
+    """
+    group = "train" if row["kind"] == "steps" else "evaluation"
     return {
-        _NAMES.get(key, f"train/{key.removeprefix('train_')}"): float(value)
+        _NAMES.get(key, f"{group}/{key if group == 'evaluation' else key.removeprefix('train_')}"): float(value)
         for key, value in row.items()
         if key not in _NOT_SHOWN and isinstance(value, int | float)
     }
