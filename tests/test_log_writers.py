@@ -15,7 +15,7 @@ import pytest
 from showtell import ArgumentError, MissingPackageError, RunError
 from showtell.training import train
 from showtell.training.log_writers import LoggedRun, open_writers
-from test_run import SETTINGS, StopError, go, metrics, photos, start_captioner  # noqa: F401 - a fixture
+from test_run import SETTINGS, StopError, go, metrics, start_captioner, write_photos
 
 VALIDATION = {
     "val_cider_d": "validation/CIDEr-D",
@@ -36,6 +36,11 @@ EVALUATION = {
     "data_share": "evaluation/data_share",
     "epoch": "evaluation/epoch",
 }
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("data") / "album")
 
 
 def stopped(data: Path, output: Path, at: str, **options: Any) -> None:
@@ -75,26 +80,26 @@ def rounded(counts: Counter[tuple[str, int, float]]) -> list[tuple[str, int, flo
 
 
 def test_tensorboard_shows_each_number_once_though_the_run_was_stopped_twice(
-    photos: Path,  # noqa: F811
+    album: Path,
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("tensorboard", reason='needs pip install "showtell[tensorboard]"')
-    stopped(photos, tmp_path / "run", "step 3 ", log_to=["tensorboard"])
-    stopped(photos, tmp_path / "run", "step 9 ", log_to=["tensorboard"])
+    stopped(album, tmp_path / "run", "step 3 ", log_to=["tensorboard"])
+    stopped(album, tmp_path / "run", "step 9 ", log_to=["tensorboard"])
     (tmp_path / "run" / "tensorboard" / "notes.txt").write_text("mine")
-    go(photos, tmp_path / "run", log_to=["tensorboard"])
+    go(album, tmp_path / "run", log_to=["tensorboard"])
     assert rounded(scalars(tmp_path / "run")) == rounded(expected(tmp_path / "run"))
     assert (tmp_path / "run" / "tensorboard" / "notes.txt").read_text() == "mine"
     assert len(list((tmp_path / "run" / "tensorboard").glob("events*"))) == 1
 
 
 def test_tensorboard_can_be_asked_for_later_and_has_the_run_from_its_start(
-    photos: Path,  # noqa: F811
+    album: Path,
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("tensorboard", reason='needs pip install "showtell[tensorboard]"')
-    stopped(photos, tmp_path / "run", "step 6 ")
-    go(photos, tmp_path / "run", log_to=["tensorboard"])
+    stopped(album, tmp_path / "run", "step 6 ")
+    go(album, tmp_path / "run", log_to=["tensorboard"])
     steps = {step for name, step, _ in scalars(tmp_path / "run") if name == "validation/CIDEr-D"}
     assert steps == {0, 3, 6, 9, 12}
 
@@ -142,13 +147,13 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
 
 def test_wandb_gets_each_row_once_under_one_name_though_the_run_was_stopped(
-    photos: Path,  # noqa: F811
+    album: Path,
     tmp_path: Path,
     wandb: Service,
 ) -> None:
-    stopped(photos, tmp_path / "run", "step 6 ", log_to=["wandb"])
+    stopped(album, tmp_path / "run", "step 6 ", log_to=["wandb"])
     assert wandb.finished == 1  # closed though the training failed
-    go(photos, tmp_path / "run", log_to=["wandb"])
+    go(album, tmp_path / "run", log_to=["wandb"])
     (token,) = wandb.logged
     sent = [(name, step, value) for step, values in wandb.logged[token] for name, value in values.items()]
     steps = Counter((name, step) for name, step, _ in sent)
@@ -160,12 +165,12 @@ def test_wandb_gets_each_row_once_under_one_name_though_the_run_was_stopped(
         assert (options["project"], options["name"], options["resume"]) == ("showtell", "run", "allow")
         assert options["config"]["photos"] == 4
         assert options["dir"] == str(tmp_path / "run")
-    go(photos, tmp_path / "run", log_to=["wandb"], restart=True, overrides={"epochs": 1, "min_steps": 0})
+    go(album, tmp_path / "run", log_to=["wandb"], restart=True, overrides={"epochs": 1, "min_steps": 0})
     assert len(wandb.logged) == 2  # another run has another name
 
 
 def test_wandb_that_refuses_says_what_to_do_and_the_run_can_go_on(
-    photos: Path,  # noqa: F811
+    album: Path,
     tmp_path: Path,
     wandb: Service,
     monkeypatch: pytest.MonkeyPatch,
@@ -173,10 +178,10 @@ def test_wandb_that_refuses_says_what_to_do_and_the_run_can_go_on(
     wandb.refuses = "api_key not configured (no-tty)"
     short = {"epochs": 1, "min_steps": 0}
     with pytest.raises(RunError, match=r"api_key not configured.*WANDB_MODE=offline"):
-        go(photos, tmp_path / "run", log_to=["wandb"], overrides=short)
+        go(album, tmp_path / "run", log_to=["wandb"], overrides=short)
     wandb.refuses = ""
     monkeypatch.setenv("WANDB_PROJECT", "walls")
-    assert go(photos, tmp_path / "run", log_to=["wandb"], overrides=short).steps == 3
+    assert go(album, tmp_path / "run", log_to=["wandb"], overrides=short).steps == 3
     assert wandb.inits[0]["project"] == "walls"
 
 
@@ -194,7 +199,7 @@ def test_a_session_writes_again_what_the_one_before_lost(tmp_path: Path, wandb: 
 
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
 def test_an_absent_package_is_named_before_anything_is_written(
-    photos: Path,  # noqa: F811
+    album: Path,
     tmp_path: Path,
     name: str,
     module: str,
@@ -202,7 +207,7 @@ def test_an_absent_package_is_named_before_anything_is_written(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingPackageError, match=rf'pip install "showtell\[{name}\]"'):
-        go(photos, tmp_path / "run", log_to=[name])
+        go(album, tmp_path / "run", log_to=[name])
     assert not (tmp_path / "run").exists()
 
 
@@ -229,9 +234,9 @@ class Notes:
         self.closed += 1
 
 
-def test_a_writer_of_ones_own_is_told_every_row(photos: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_writer_of_ones_own_is_told_every_row(album: Path, tmp_path: Path) -> None:
     notes = Notes()
-    stopped(photos, tmp_path / "run", "step 6 ", log_to=[notes])
-    go(photos, tmp_path / "run", log_to=[notes])
+    stopped(album, tmp_path / "run", "step 6 ", log_to=[notes])
+    go(album, tmp_path / "run", log_to=[notes])
     assert notes.sessions[-1] == metrics(tmp_path / "run")
     assert len(notes.sessions) == notes.closed == 2

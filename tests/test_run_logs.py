@@ -31,19 +31,24 @@ from test_run import (
     evaluations,
     go,
     metrics,
-    photos,  # noqa: F401 - a fixture
     start_captioner,
     untimed,
+    write_photos,
 )
 
 SHORT = {"epochs": 1, "min_steps": 0}
 
 
 @pytest.fixture(scope="module")
-def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("data") / "album")
+
+
+@pytest.fixture(scope="module")
+def run(album: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with a row every step."""
     output = tmp_path_factory.mktemp("logs") / "holiday"
-    go(photos, output, overrides={"log_every_steps": 1}, data_license="CC BY 4.0")
+    go(album, output, overrides={"log_every_steps": 1}, data_license="CC BY 4.0")
     return output
 
 
@@ -52,12 +57,12 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa
 
 def test_a_row_of_several_steps_is_the_mean_of_theirs(
     run: Path,
-    photos: Path,  # noqa: F811
+    album: Path,
     tmp_path: Path,
 ) -> None:
     each = {row["step"]: row for row in metrics(run) if row["kind"] == "steps"}
     assert list(each) == list(range(1, 13))
-    go(photos, tmp_path / "run", overrides={"log_every_steps": 5})
+    go(album, tmp_path / "run", overrides={"log_every_steps": 5})
     rows = [row for row in metrics(tmp_path / "run") if row["kind"] == "steps"]
     assert [row["step"] for row in rows] == [5, 10]
     for row in rows:
@@ -73,15 +78,15 @@ def test_a_row_of_several_steps_is_the_mean_of_theirs(
         assert row["train_loss"] == pytest.approx(statistics.fmean(own), rel=1e-12)
 
 
-def test_rows_of_steps_can_be_left_out(photos: Path, tmp_path: Path) -> None:  # noqa: F811
-    go(photos, tmp_path / "run", overrides={**SHORT, "log_every_steps": 0})
+def test_rows_of_steps_can_be_left_out(album: Path, tmp_path: Path) -> None:
+    go(album, tmp_path / "run", overrides={**SHORT, "log_every_steps": 0})
     assert [row["kind"] for row in metrics(tmp_path / "run")] == ["evaluation"] * 2
 
 
 @pytest.mark.parametrize("moment", ["step 3 ", "step 6 "])
 def test_rows_beyond_the_checkpoint_are_cut_and_come_again(
     run: Path,
-    photos: Path,  # noqa: F811
+    album: Path,
     tmp_path: Path,
     moment: str,
 ) -> None:
@@ -92,12 +97,12 @@ def test_rows_beyond_the_checkpoint_are_cut_and_come_again(
     # Every second step is saved, so the killed run has rows that no checkpoint knows, the last one torn.
     settings = {**SETTINGS, "log_every_steps": 1, "save_every_steps": 2}
     with pytest.raises(StopError):
-        train(photos, tmp_path / "run", init=start_captioner(), overrides=settings, threads=1, show=False, say=say)
+        train(album, tmp_path / "run", init=start_captioner(), overrides=settings, threads=1, show=False, say=say)
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert json.loads(before.splitlines()[-1])["kind"] == "evaluation"  # each row is there at once
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "steps", "step": 7, "train_lo')
-    go(photos, tmp_path / "run", overrides={"log_every_steps": 1, "save_every_steps": 2})
+    go(album, tmp_path / "run", overrides={"log_every_steps": 1, "save_every_steps": 2})
     assert untimed(metrics(tmp_path / "run")) == untimed(metrics(run))
 
 
@@ -141,10 +146,10 @@ def test_the_report_has_the_evaluations_and_marks_the_best(run: Path) -> None:
 
 def test_the_report_shows_what_was_said_of_the_same_photos_over_time(
     run: Path,
-    photos: Path,  # noqa: F811
+    album: Path,
 ) -> None:
     page = report(run)
-    records = read_dataset(photos).split("val")[:6]
+    records = read_dataset(album).split("val")[:6]
     assert page.texts("p", "id") == [record.id for record in records]
     assert [image.size for image in jpegs(page)] == [(20, 14)] * len(records)
     final = Captioner.from_pretrained(run / "checkpoints" / "step-00000012", encoder=ColourEncoder)
@@ -159,22 +164,22 @@ def test_the_report_shows_what_was_said_of_the_same_photos_over_time(
 
 def test_the_report_has_the_settings_as_a_recipe_and_no_path_of_this_machine(
     run: Path,
-    photos: Path,  # noqa: F811
+    album: Path,
     tmp_path: Path,
 ) -> None:
     page = report(run)
     (tmp_path / "again.toml").write_text(page.texts("pre")[0])
     assert load_recipe(tmp_path / "again.toml") == load_recipe("default").changed({**SETTINGS, "log_every_steps": 1})
     table = dict(row for row in page.rows("facts-table") if len(row) == 2)
-    assert table["captions.csv"] == f"12 photos; SHA-256 {sha256(photos / 'captions.csv')}"
+    assert table["captions.csv"] == f"12 photos; SHA-256 {sha256(album / 'captions.csv')}"
     assert table["licence of the data"] == "CC BY 4.0"
     assert torch.__version__ in page.source
-    for secret in (str(photos), str(run), str(Path.home()), platform.node()):
+    for secret in (str(album), str(run), str(Path.home()), platform.node()):
         assert len(secret) < 3 or secret not in page.source, secret
 
 
 def test_the_report_of_a_run_that_was_stopped_is_of_its_last_evaluation(
-    photos: Path,  # noqa: F811
+    album: Path,
     tmp_path: Path,
 ) -> None:
     def say(text: str) -> None:
@@ -182,7 +187,7 @@ def test_the_report_of_a_run_that_was_stopped_is_of_its_last_evaluation(
             raise StopError
 
     with pytest.raises(StopError):
-        train(photos, tmp_path / "run", init=start_captioner(), overrides=SETTINGS, threads=1, show=False, say=say)
+        train(album, tmp_path / "run", init=start_captioner(), overrides=SETTINGS, threads=1, show=False, say=say)
     page = report(tmp_path / "run")
     assert "running" in page.texts("ul", "facts")[0]
     assert len(page.rows("evaluations")) == 1 + 3  # 0, 3 and 6
@@ -217,10 +222,10 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_the_card_is_filled_in_from_the_run(run: Path, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_card_is_filled_in_from_the_run(run: Path, album: Path, tmp_path: Path) -> None:
     card = (run / "README.md").read_text()
-    dataset = read_dataset(photos)
-    assert f"| `captions.csv` | 12 | `{sha256(photos / 'captions.csv')}` |" in card
+    dataset = read_dataset(album)
+    assert f"| `captions.csv` | 12 | `{sha256(album / 'captions.csv')}` |" in card
     assert dataset.fingerprint() in card
     for split in ("train", "val"):
         count = len(dataset.split(split))
@@ -244,9 +249,9 @@ def test_the_card_is_filled_in_from_the_run(run: Path, photos: Path, tmp_path: P
     assert "seed 0" in card
 
 
-def test_the_card_names_no_machine_and_nobody(run: Path, photos: Path) -> None:  # noqa: F811
+def test_the_card_names_no_machine_and_nobody(run: Path, album: Path) -> None:
     card = (run / "README.md").read_text()
-    for secret in (str(photos), str(run), "/tmp", str(Path.home()), platform.node(), getpass.getuser()):
+    for secret in (str(album), str(run), "/tmp", str(Path.home()), platform.node(), getpass.getuser()):
         assert len(secret) < 3 or not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", card), secret
 
 
@@ -254,21 +259,21 @@ def section(card: str, title: str) -> str:
     return card.partition(f"## {title}\n\n")[2].partition("\n\n## ")[0]
 
 
-def test_a_licence_that_is_not_known_is_said_to_be_missing(photos: Path, tmp_path: Path) -> None:  # noqa: F811
-    go(photos, tmp_path / "run", init=None, encoder=start_captioner().encoder, overrides=SHORT)
+def test_a_licence_that_is_not_known_is_said_to_be_missing(album: Path, tmp_path: Path) -> None:
+    go(album, tmp_path / "run", init=None, encoder=start_captioner().encoder, overrides=SHORT)
     licences = section((tmp_path / "run" / "README.md").read_text(), "Licences")
     assert "- data: not known; whoever publishes this captioner has to say it (--data-license)" in licences
     assert "- encoder weights: not known" in licences
     for wrong in ("", "  ", 5):
         with pytest.raises(ArgumentError, match="data_license"):
-            go(photos, tmp_path / "other", data_license=wrong)
+            go(album, tmp_path / "other", data_license=wrong)
 
 
-def test_a_start_hands_its_licence_on(photos: Path) -> None:  # noqa: F811
-    dataset = read_dataset(photos)
+def test_a_start_hands_its_licence_on(album: Path) -> None:
+    dataset = read_dataset(album)
     start = Captioner.default()
     about = about_run(
-        str(photos),
+        str(album),
         dataset,
         dataset.split("train"),
         dataset.split("val"),
