@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from showtell.cli.caption import find_photos
 from showtell.errors import NotFoundError
 from showtell.journal import claim
 from showtell.testing import tiny_captioner
+from showtell.training import TrainResult
 
 
 @pytest.fixture
