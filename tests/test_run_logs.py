@@ -106,6 +106,57 @@ def test_rows_beyond_the_checkpoint_are_cut_and_come_again(
     assert untimed(metrics(tmp_path / "run")) == untimed(metrics(run))
 
 
+def test_a_row_that_two_sessions_made_is_that_of_one(run: Path, album: Path, tmp_path: Path) -> None:
+    def say(text: str) -> None:
+        if text.startswith("step 9 "):
+            raise StopError
+
+    settings = {**SETTINGS, "log_every_steps": 5}  # stopped in the middle of steps 6 to 10
+    with pytest.raises(StopError):
+        train(album, tmp_path / "run", init=start_captioner(), overrides=settings, threads=1, show=False, say=say)
+    go(album, tmp_path / "run", overrides={"log_every_steps": 5})
+    each = {row["step"]: row["train_loss"] for row in metrics(run) if row["kind"] == "steps"}
+    found = {row["step"]: row["train_loss"] for row in metrics(tmp_path / "run") if row["kind"] == "steps"}
+    means = {last: statistics.fmean(each[step] for step in range(last - 4, last + 1)) for last in (5, 10)}
+    assert found == pytest.approx(means, rel=1e-12)
+
+
+class FullError(Exception):
+    pass
+
+
+class Full:
+    """A writer that fails at the first row that it is given."""
+
+    def begin(self, run: Any, rows: Sequence[Any]) -> None:
+        self.rows = list(rows)
+
+    def write(self, row: Any) -> None:
+        raise FullError
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_session_begins_by_cutting_the_file_to_its_checkpoint(album: Path, tmp_path: Path) -> None:
+    def say(text: str) -> None:
+        if text.startswith("step 6 "):
+            raise StopError
+
+    settings = {**SETTINGS, "log_every_steps": 1}
+    file = tmp_path / "run" / "metrics.jsonl"
+    with pytest.raises(StopError):
+        train(album, tmp_path / "run", init=start_captioner(), overrides=settings, threads=1, show=False, say=say)
+    with file.open("a") as opened:
+        opened.write('{"kind": "steps", "step": 7, "train_lo')
+    writer = Full()
+    with pytest.raises(FullError):
+        go(album, tmp_path / "run", overrides={"log_every_steps": 1}, log_to=[writer])
+    rows = metrics(tmp_path / "run")
+    assert rows[:-1] == writer.rows
+    assert [(row["step"], row["kind"]) for row in rows[-3:]] == [(4, "steps"), (5, "steps"), (6, "steps")]
+
+
 # --- report.html ------------------------------------------------------------------------------------------------------
 
 
