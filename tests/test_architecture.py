@@ -40,6 +40,8 @@ IMPORTERS = {
     "tqdm": {"progress"},
     "matplotlib": {"plots"},
     "numpy": {"images", "data.*", "metrics.*", "evaluation.*"},
+    "tensorboard": {"training.log_writers"},
+    "wandb": {"training.log_writers"},
     "pycocoevalcap": {"metrics.coco"},
     "torch": {"*"},
     "typing_extensions": {"*"},

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from showtell.cli.caption import find_photos
 from showtell.errors import NotFoundError
 from showtell.journal import claim
 from showtell.testing import tiny_captioner
+from showtell.training import TrainResult
 
 
 @pytest.fixture
@@ -321,6 +323,27 @@ def test_captioning_killed_twenty_times_continues_to_the_same_bytes(album: Path,
     assert caption_album(album, out).wait(timeout=300) == 1
     assert out.read_bytes() == calm.read_bytes()
     assert between >= 3  # kills that landed among the rows
+
+
+def test_train_hands_on_where_to_log_and_the_licence_of_the_data(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    def train(data: str, output: str, **options: Any) -> TrainResult:
+        given.append(options)
+        return TrainResult(Path(output), 0, 0.0, 0, 0.0)
+
+    monkeypatch.setattr("showtell.cli.train.train", train)
+    command = ["train", "--data", str(album), "--output", str(tmp_path / "o")]
+    assert main(command) == 0
+    assert main([*command, "--log-to", "tensorboard", "wandb", "--data-license", "CC BY 4.0"]) == 0
+    assert [options["log_to"] for options in given] == [[], ["tensorboard", "wandb"]]
+    assert [options["data_license"] for options in given] == [None, "CC BY 4.0"]
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--log-to", "paper"])
+    assert caught.value.code == 2
+    assert "'paper'" in capsys.readouterr().err
 
 
 def test_train_prints_where_the_captioner_is_or_the_result_as_json(

@@ -50,7 +50,8 @@ def go(data: Dataset, output: Path, heard: list[str] | None = None, **overrides:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == "evaluation"]
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------

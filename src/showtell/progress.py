@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["bar"]
+__all__ = ["bar", "duration"]
 
 
 def bar(total: int, description: str, *, unit: str = "it", initial: int = 0, show: bool | None = None) -> Any:
@@ -22,3 +22,21 @@ def bar(total: int, description: str, *, unit: str = "it", initial: int = 0, sho
     """
     shown = sys.stderr.isatty() if show is None else show
     return tqdm(total=total, desc=description, unit=unit, initial=initial, disable=not shown, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """A time span as people say it.
+
+    Example:
+        >>> duration(8), duration(425), duration(7_500), duration(300_000)
+        ('8 s', '7 min', '2 h 05 min', '3 days 11 h')
+    """
+    if seconds < 89.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02} min"
+    return f"{hours // 24} days {hours % 24} h"

@@ -51,6 +51,15 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--restart", action="store_true", help="throw away what an earlier run left in O")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     parser.add_argument("--device", metavar="DEV", help="cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument(
+        "--log-to",
+        nargs="+",
+        default=[],
+        choices=("tensorboard", "wandb"),
+        metavar="W",
+        help="also log to tensorboard, wandb or both (extras of the same names)",
+    )
+    parser.add_argument("--data-license", metavar="L", help='licence of the photos and captions, such as "CC BY 4.0"')
     add_format(parser)
     parser.set_defaults(run=run)
 
@@ -75,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
         restart=options.restart,
         threads=options.threads,
         device=options.device,
+        log_to=options.log_to,
+        data_license=options.data_license,
         say=say,
     )
     if options.format == "jsonl":

@@ -174,6 +174,12 @@ def _facts(model: str) -> _Facts:
     return _Facts(spec, mean, std, bool(facts.fixed_input_size))
 
 
+def stated_licence(model: str) -> str | None:
+    """The licence that timm states for the weights of that name; None where it states none."""
+    stated = getattr(_timm().get_pretrained_cfg(model, allow_unregistered=True), "license", None)
+    return str(stated) if stated else None
+
+
 def _build(model: str, spec: ImageSpec, facts: _Facts) -> Any:
     """The model without its classifier; refused, not guessed, where timm can't build it for that size."""
     try:

@@ -146,6 +146,12 @@ def _weights(backbone: str, name: str) -> Any:
     return known[name]
 
 
+def stated_licence(backbone: str, name: str) -> str | None:
+    """The licence that torchvision states for those weights; None where it states none."""
+    stated = _weights(backbone, name).meta.get("license")
+    return str(stated) if stated else None
+
+
 def _facts(backbone: str, name: str) -> _Facts:
     """How the photos were prepared that these weights were trained with."""
     preset = _weights(backbone, name).transforms()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,11 +12,11 @@ from .. import journal
 from ..captioner import Captioner
 from ..errors import ArgumentError
 from ..metrics import ptb_tokenize
-from ..version import __version__
 from .compare import Comparison, compare
 from .report_charts import Series, histogram, nice_step
 from .report_entry import Entry, entries_of
 from .report_html import Html, count, element, text
+from .report_page import page
 from .report_photos import groups_of, photo_groups
 from .report_tables import health_table, score_table
 from .result import Evaluation
@@ -27,8 +24,6 @@ from .result import Evaluation
 __all__ = ["write_report"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-
-_STYLE = Path(__file__).with_name("report.css")
 
 
 def write_report(
@@ -44,6 +39,7 @@ def write_report(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> from showtell.evaluation import ScoredPhoto, score_predictions
         >>> result = score_predictions("mine", [ScoredPhoto("1", "a dog runs", ("a dog", "a wet dog"))])
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -91,40 +87,20 @@ def _check(evaluation: Evaluation, other: Evaluation | None, comparison: Compari
 
 
 def _page(entries: Sequence[Entry], comparison: Comparison | None) -> str:
-    style = _STYLE.read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="generator", content=f"showtell {__version__}"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("title", f"{' and '.join(entry.name for entry in entries)}: caption scores"),
-        element("link", rel="icon", href="data:,"),
-        element("style", Html(style)),
-    )
     tables = [
         element("section", element("h2", "Scores"), score_table(entries, comparison)),
         element("section", element("h2", "The captions as a whole"), health_table(entries)),
     ]
     signatures = _signatures(entries, comparison)
-    body = element(
-        "body",
-        element(
-            "main",
-            _header(entries),
-            *([element("div", *tables, class_="beside"), signatures] if comparison is None else []),
-            *([tables[0], signatures] if comparison is not None else []),
-            _distributions(entries),
-            *(tables[1:] if comparison is not None else []),
-            *photo_groups(groups_of(entries), entries),
-        ),
-        element("footer", element("p", f"Made by showtell {__version__}. This file needs no network.")),
+    return page(
+        f"{' and '.join(entry.name for entry in entries)}: caption scores",
+        _header(entries),
+        *([element("div", *tables, class_="beside"), signatures] if comparison is None else []),
+        *([tables[0], signatures] if comparison is not None else []),
+        _distributions(entries),
+        *(tables[1:] if comparison is not None else []),
+        *photo_groups(groups_of(entries), entries),
     )
-    return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
 
 
 def _header(entries: Sequence[Entry]) -> Html:

@@ -11,12 +11,27 @@ import numpy as np
 
 from .report_html import Html, count, element, percent
 
-__all__ = ["Axis", "Series", "histogram", "interval_axis", "interval_plot", "nice_step"]
+__all__ = [
+    "BOTTOM",
+    "HEIGHT",
+    "LEFT",
+    "RIGHT",
+    "TOP",
+    "WIDTH",
+    "Axis",
+    "Series",
+    "axis_name",
+    "histogram",
+    "interval_axis",
+    "interval_plot",
+    "nice_step",
+    "swatch",
+]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-_WIDTH, _HEIGHT = 420.0, 210.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 8.0, 10.0, 42.0
+WIDTH, HEIGHT = 420.0, 210.0  # of a chart, and what its plot leaves free
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 8.0, 10.0, 42.0
 _PLOT, _MARGIN = 240.0, 18.0  # width of an interval's plot, and what it leaves free at both ends
 
 
@@ -54,16 +69,16 @@ def histogram(
     low, high = edges[0], edges[-1]
 
     def x(value: float) -> float:
-        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def y(value: float) -> float:
-        return _HEIGHT - _BOTTOM - value / top * (_HEIGHT - _TOP - _BOTTOM)
+        return HEIGHT - BOTTOM - value / top * (HEIGHT - TOP - BOTTOM)
 
     def amount(value: float) -> str:
         return percent(value) if shares else f"{count(value)} {unit}"
 
     drawn = [*_grid(top, step, y, shares), *_ticks(low, high, x, axis, decimals)]
-    drawn.append(_label(_LEFT - 38, _TOP + (_HEIGHT - _TOP - _BOTTOM) / 2, f"% of {unit}" if shares else unit))
+    drawn.append(axis_name(LEFT - 38, TOP + (HEIGHT - TOP - BOTTOM) / 2, f"% of {unit}" if shares else unit))
     for place, (one, values) in enumerate(zip(series, heights, strict=True)):
         drawn.append(_bars(one, values, edges, x, y, amount) if place == 0 else _outline(one, values, edges, x, y))
     told = "; ".join(f"{one.name}: " * (len(series) > 1) + _told(one.values, decimals) for one in series)
@@ -73,12 +88,12 @@ def histogram(
         element("title", title),
         element("desc", f"{axis}. {told}."),
         *drawn,
-        viewBox=f"0 0 {_WIDTH:g} {_HEIGHT:g}",
+        viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
         role="img",
         aria_label=f"{title}. {told}.",
         class_="chart",
     )
-    names = [element("li", _swatch(one.style, bar=i == 0), one.name) for i, one in enumerate(series)]
+    names = [element("li", swatch(one.style, bar=i == 0), one.name) for i, one in enumerate(series)]
     legend = element("ul", *names, class_="legend") if len(series) > 1 else None
     return element(
         "figure",
@@ -137,7 +152,7 @@ def nice_step(least: float) -> float:
         (0.2, 25.0)
     """
     power = 10.0 ** math.floor(math.log10(least))
-    return next(step for m in (1, 2, 2.5, 5, 10) if (step := round(m * power, 12)) >= least * (1 - 1e-9))
+    return next(step for m in (1, 2, 2.5, 5, 10) if (step := float(f"{m * power:.12g}")) >= least * (1 - 1e-9))
 
 
 def _heights(values: Array, edges: Sequence[float], shares: bool) -> Array:
@@ -160,8 +175,8 @@ def _grid(top: float, step: float, y: Any, shares: bool) -> list[Html]:
     for i in range(round(top / step) + 1):
         value = i * step
         shown = f"{100 * value:.3g}" if shares else count(value)
-        lines.append(element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y(value), y2=y(value), class_="grid"))
-        lines.append(element("text", shown, x=_LEFT - 6, y=y(value) + 4, text_anchor="end"))
+        lines.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(value), y2=y(value), class_="grid"))
+        lines.append(element("text", shown, x=LEFT - 6, y=y(value) + 4, text_anchor="end"))
     return lines
 
 
@@ -172,21 +187,22 @@ def _ticks(low: float, high: float, x: Any, axis: str, decimals: int) -> list[Ht
     first = math.ceil(low / step - 1e-9)
     marks = [step * i for i in range(first, math.floor(high / step + 1e-9) + 1)]
     middle = 0.0 if decimals else 0.5  # the bin of a whole number has it in its middle
-    base = _HEIGHT - _BOTTOM
+    base = HEIGHT - BOTTOM
     parts = [
         element("text", f"{mark:.{decimals}f}".rstrip("0").rstrip(".") if decimals else f"{mark:.0f}",
                 x=x(mark + middle), y=base + 16, text_anchor="middle")
         for mark in marks
         if mark + middle <= high
     ]  # fmt: skip
-    parts.append(element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=base, y2=base, class_="axis"))
+    parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=base, y2=base, class_="axis"))
     parts.append(
-        element("text", axis, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 6, text_anchor="middle", class_="label")
+        element("text", axis, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle", class_="label")
     )
     return parts
 
 
-def _label(x: float, y: float, words: str) -> Html:
+def axis_name(x: float, y: float, words: str) -> Html:
+    """What an upright axis shows, written along it."""
     turned = f"translate({x:.4g} {y:.4g}) rotate(-90)"
     return element("text", words, transform=turned, text_anchor="middle", class_="label")
 
@@ -215,7 +231,8 @@ def _outline(one: Series, values: Array, edges: Sequence[float], x: Any, y: Any)
     return element("path", d="".join([*points, f"V{y(0.0):.2f}"]), class_=f"outline {one.style}")
 
 
-def _swatch(style: str, *, bar: bool) -> Html:
+def swatch(style: str, *, bar: bool) -> Html:
+    """The sample of a colour in a legend: a bar or a line."""
     mark = (
         element("rect", x=0, y=2, width=14, height=8, class_=f"bars {style}")
         if bar

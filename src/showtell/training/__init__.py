@@ -1,5 +1,6 @@
 """Training: objectives, the trainer, recipes, and `train`, the one call for people."""
 
+from .log_writers import LogWriter
 from .objectives import CrossEntropy, DoublyStochastic, ForcedObjective, Objective, Term
 from .recipe import Recipe, list_recipes, load_recipe
 from .run import TrainResult, train
@@ -12,6 +13,7 @@ __all__ = [
     "CrossEntropy",
     "DoublyStochastic",
     "ForcedObjective",
+    "LogWriter",
     "Objective",
     "Recipe",
     "StepReport",

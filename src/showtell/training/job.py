@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -10,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from .. import hub
 from ..captioner import Captioner
 from ..data import Batches, CachedInputs, Dataset, FeatureCache, ImageInputs, Record, from_objects, read_dataset
 from ..data.inputs import load_records
@@ -19,7 +17,7 @@ from ..errors import ArgumentError, DataError
 from ..image_spec import ImageSpec
 from ..metrics import DocumentFrequencies, scored_words
 from ..progress import bar
-from ..version import __version__
+from .about import About
 from .assemble import make_optimizer, trunk_trains
 from .frequencies import cached_frequencies
 from .objectives import CrossEntropy, DoublyStochastic, Objective
@@ -29,7 +27,7 @@ from .schedule import WarmupCosine
 from .trainer import Trainer
 from .validation import Validation, validate
 
-__all__ = ["CHOSEN_BY", "Job", "Progress", "Say", "card", "open_data", "prepare", "usable"]
+__all__ = ["CHOSEN_BY", "Job", "Progress", "Say", "open_data", "prepare", "usable"]
 
 CHOSEN_BY = "CIDEr-D"
 """The metric that says which step is the best."""
@@ -41,7 +39,8 @@ Say = Callable[[str], None]
 class Progress:
     """Where a run stands, apart from the weights; a checkpoint holds it.
 
-    best_score: CIDEr-D of the best step. best_scores: all its scores, and signature: what they depend on.
+    best_score: CIDEr-D of the best step. best_scores: all its scores, and signature: what they depend on. rows: those
+    of metrics.jsonl. window: sums since the last row of steps. samples: captions of a few photos at each evaluation.
     """
 
     best_step: int | None = None
@@ -54,6 +53,8 @@ class Progress:
     loss_count: int = 0
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
+    window: dict[str, float] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
     def better(self, found: Validation) -> bool:
         """Whether CIDEr-D, rounded to 0.001, rose, or stayed equal while the loss fell."""
@@ -70,7 +71,7 @@ class Job:
     """The parts of a run.
 
     val: batches of the photos to choose by. judged: their records. frequencies: document frequencies of their captions.
-    total: steps in all. epoch: steps an epoch. carried: it starts from a trained captioner. story: where it all came
+    total: steps in all. epoch: steps an epoch. carried: it starts from a trained captioner. about: where it all came
     from, for the model card.
     """
 
@@ -85,7 +86,7 @@ class Job:
     total: int
     epoch: int
     carried: bool
-    story: str
+    about: About
     say: Say
     show: bool | None
 
@@ -157,7 +158,7 @@ def prepare(
     *,
     carried: bool,
     skip_bad: bool,
-    story: str,
+    about: About,
     say: Say,
     show: bool | None,
 ) -> Job:
@@ -218,7 +219,7 @@ def prepare(
     words = [[scored_words(caption) for caption in record.captions] for record in judged]
     frequencies = cached_frequencies(folder.frequencies, words, vocabulary=captioner.vocabulary)
     return Job(
-        plan, folder, captioner, trainer, train, val, judged, frequencies, total, epoch, carried, story, say, show
+        plan, folder, captioner, trainer, train, val, judged, frequencies, total, epoch, carried, about, say, show
     )
 
 
@@ -252,21 +253,3 @@ def _unreadable(records: Sequence[Record], skip_bad: bool, say: Say, show: bool 
             progress.update(len(records[start : start + 64]))
     _stop_or_say(list(bad.values()), skip_bad, say)
     return frozenset(bad)
-
-
-def card(job: Job, progress: Progress) -> str:
-    """The model card of the best captioner so far."""
-    photos, captions = len(job.judged), sum(len(record.captions) for record in job.judged)
-    scores = {metric: progress.best_scores[metric] for metric in (CHOSEN_BY, "BLEU-4", "ROUGE-L")}
-    scores["teacher-forced loss, nats a word"] = progress.best_loss
-    settings = "\n".join(f"{key} = {json.dumps(value)}" for key, value in job.recipe.values().items())
-    text = hub.model_card(
-        title="A captioner trained with showtell",
-        data=f"{job.story} Scores are of the {photos:,} validation photos ({captions:,} captions), which chose the "
-        f"best step by {CHOSEN_BY}.",
-        scores=scores,
-        search=job.recipe.search,
-        signature=progress.signature,
-    )
-    best = f"showtell {__version__}, best after {progress.best_step:,} of at most {job.total:,} steps, with"
-    return f"{text}\n## Training\n\n{best}\n\n```toml\n{settings}\n```\n"

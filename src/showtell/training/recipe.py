@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -54,7 +55,7 @@ _SECTIONS = {
     ),
     "objective": ("doubly_stochastic",),
     "validation": ("evaluate_every_epochs", "val_photos", "patience", "search"),
-    "saving": ("weights_dtype", "save_every_steps"),
+    "saving": ("weights_dtype", "save_every_steps", "log_every_steps"),
 }
 _HOME = {key: section for section, keys in _SECTIONS.items() for key in keys}
 
@@ -118,6 +119,7 @@ class Recipe:
     search: str
     weights_dtype: str
     save_every_steps: int
+    log_every_steps: int
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, and give every number its type."""
@@ -135,6 +137,7 @@ class Recipe:
             ("val_photos", 1, 10**8),
             ("patience", 0, 100_000),
             ("save_every_steps", 1, 10**8),
+            ("log_every_steps", 0, 10**8),
         ):
             whole(key, getattr(self, key), low, high)
         for key, low_, high_ in (
@@ -226,6 +229,20 @@ class Recipe:
         if isinstance(self.train_encoder, tuple):
             found["train_encoder"] = list(self.train_encoder)
         return found
+
+    def toml(self) -> str:
+        """The recipe as a file that `load_recipe` reads back to an equal one.
+
+        Example:
+            >>> print(load_recipe("tiny").toml().split("[batch]")[1].splitlines()[1])
+            photos = 32
+        """
+        values = self.values()
+        sections = []
+        for section, keys in _SECTIONS.items():
+            lines = [f"{key} = {json.dumps(values[key])}" for key in keys if key in values]
+            sections.append("\n".join([f"[{section}]", *lines]) + "\n")
+        return "\n".join(sections)
 
 
 def list_recipes() -> dict[str, str]:

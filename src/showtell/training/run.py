@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,14 +17,16 @@ from .. import storage
 from ..checks import whole
 from ..devices import usable_device
 from ..errors import ArgumentError
-from ..progress import bar
 from ..version import __version__
+from .about import about_run, environment
 from .assemble import BUNDLED_DECODER, Init, assemble, fingerprint, load_init
-from .job import CHOSEN_BY, Job, Progress, Say, card, open_data, prepare, usable
+from .job import CHOSEN_BY, Job, Progress, Say, open_data, prepare, usable
+from .log_writers import LogWriter, open_writers
+from .logbook import Logbook, logbook
+from .model_card import card, measured_speed
 from .recipe import Recipe, load_recipe
 from .run_folder import RunFolder
 from .trainer import StepReport
-from .validation import Validation
 
 __all__ = ["TrainResult", "train"]
 
@@ -59,6 +61,8 @@ def train(
     restart: bool = False,
     threads: int | None = None,
     device: str | torch.device | None = None,
+    log_to: Sequence[str | LogWriter] = (),
+    data_license: str | None = None,
     show: bool | None = None,
     say: Say = print,
 ) -> TrainResult:
@@ -79,9 +83,10 @@ def train(
 
     The best captioner so far, by CIDEr-D of captions generated for the validation photos, is in `output`, ready for
     `Captioner.from_pretrained(output)`. Where CIDEr-D is equal to 0.001, the lower teacher-forced loss on these
-    photos is better; with a single validation photo CIDEr-D is always 0. Beside it: metrics.jsonl (a line an
-    evaluation), checkpoints/ (each a captioner too), features/ (the encoder's output for every photo, where the
-    encoder isn't trained), frequencies.bin (what CIDEr-D weighs words by) and run.json.
+    photos is better; with a single validation photo CIDEr-D is always 0. Beside it: report.html (the run for a
+    browser, as of the last evaluation), metrics.jsonl (a line an evaluation and every `log_every_steps` steps),
+    checkpoints/ (each a captioner too), features/ (the encoder's output for every photo, where the encoder isn't
+    trained), frequencies.bin (what CIDEr-D weighs words by) and run.json.
 
     Few photos are enough when starting from a captioner: an epoch then goes through them several times
     (`min_steps`), and words count from their first use (one use per 2,000 captions, at most `min_count`).
@@ -100,7 +105,9 @@ def train(
         restart: throw away what an earlier run left in `output` (its own files only).
         threads: of torch on the CPU; default: as it is. A run continues exactly with the same number only.
         device: default: "cuda" where there is one, else "cpu".
-        show: progress bars; default: where standard error is a terminal.
+        log_to: where else the rows of metrics.jsonl go: "tensorboard", "wandb", or a `LogWriter` of your own.
+        data_license: the licence of the photos and captions, for the model card.
+        show: progress bars; default: where standard error is a terminal, and a line a minute elsewhere.
         say: called with each line of news.
 
     Raises:
@@ -108,9 +115,13 @@ def train(
         RunError: `output` belongs to another run or can't be written, another process trains there, or the loss
             isn't finite.
         ArgumentError: a setting makes no sense, or the captioner couldn't be saved.
+        MissingPackageError: `log_to` needs a package that isn't installed.
     """
     plan = load_recipe(recipe).changed({} if overrides is None else overrides)
     _check_start(init, output)
+    writers = open_writers(log_to)
+    if data_license is not None and not (isinstance(data_license, str) and data_license.strip()):
+        raise ArgumentError(f'data_license is a licence\'s name such as "CC BY 4.0", not {data_license!r:.100}')
     if isinstance(init, str) and init == "default" and plan.decoder != BUNDLED_DECODER:
         say(f"a new decoder {plan.decoder}, from scratch: the bundled captioner has {BUNDLED_DECODER}")
         init = None
@@ -141,8 +152,17 @@ def train(
             say(f"this run began with other settings ({', '.join(changed)}): the last digits may differ")
         captioner = assemble(plan, start, encoder, [c for r in training for c in r.captions], say).to(where)
         captioner.save_pieces(weights_dtype=plan.weights_dtype)
-        words = sum(len(record.captions) for record in training)
-        story = f"Trained on {len(training):,} photos with {words:,} captions, starting {_origin(init, encoder, plan)}."
+        about = about_run(
+            data,
+            dataset,
+            training,
+            validating,
+            init=init,
+            start=start,
+            encoder=encoder,
+            plan=plan,
+            data_license=data_license,
+        )
         job = prepare(
             plan,
             folder,
@@ -151,14 +171,14 @@ def train(
             validating,
             carried=start is not None,
             skip_bad=skip_bad,
-            story=story,
+            about=about,
             say=say,
             show=show,
         )
-        return _run(job)
+        return _run(job, writers)
 
 
-def _run(job: Job) -> TrainResult:
+def _run(job: Job, writers: Sequence[LogWriter]) -> TrainResult:
     """Train from the newest checkpoint, or from the start, to the end."""
     progress = Progress()
     state = job.folder.newest()
@@ -169,21 +189,28 @@ def _run(job: Job) -> TrainResult:
         job.say(f"continuing from step {job.trainer.step_count:,} of {job.total:,}")
         if progress.best_step is not None:
             job.folder.publish(progress.best_step, card(job, progress))
-    elif job.carried:
-        _measure_start(job, progress)
-    job.folder.write_metrics(progress.rows)
-    if not job.done(progress):
-        _loop(job, progress)
+    with logbook(job, progress, writers) as book:
+        if state is None and job.carried:
+            _measure_start(job, progress, book)
+        if not job.done(progress):
+            _loop(job, progress, book)
+        return _finish(job, progress, book)
+
+
+def _finish(job: Job, progress: Progress, book: Logbook) -> TrainResult:
+    """Publish the best captioner with all that is known now, and note that the run is done."""
     assert progress.best_step is not None
-    job.folder.publish(progress.best_step, card(job, progress))
+    speed = measured_speed(job)
+    job.folder.publish(progress.best_step, card(job, progress, environment(job.captioner.device), speed))
+    stopped = job.trainer.step_count < job.total
+    early = f" (stopped early: {progress.stale} evaluations without a better one)" if stopped else ""
+    book.write("stopped early" if stopped else "finished")
     result = TrainResult(
         job.folder.path, progress.best_step, progress.best_score, job.trainer.step_count, round(progress.seconds, 1)
     )
     values = asdict(result)
     del values["output"]
     job.folder.finish(values)
-    stopped = job.trainer.step_count < job.total
-    early = f" (stopped early: {progress.stale} evaluations without a better one)" if stopped else ""
     job.say(
         f"done after {job.trainer.step_count:,} steps{early}; {job.folder.path} is the captioner of step "
         f"{progress.best_step:,}, validation {CHOSEN_BY} {progress.best_score:.3f}"
@@ -191,45 +218,36 @@ def _run(job: Job) -> TrainResult:
     return result
 
 
-def _measure_start(job: Job, progress: Progress) -> None:
+def _measure_start(job: Job, progress: Progress, book: Logbook) -> None:
     """Evaluate the captioner as it came: a run never ends with one that is worse."""
     found = job.validation()
     progress.keep(0, found)
-    progress.rows.append({"step": 0, "epoch": 0.0, **_row(found), "best": True})
-    job.say(f"as it came: {_text(found)}")
+    book.start(found)
     _save(job, progress, 0)
     job.folder.publish(0, card(job, progress))
+    book.write("running")
 
 
-def _loop(job: Job, progress: Progress) -> None:
+def _loop(job: Job, progress: Progress, book: Logbook) -> None:
     clock = time.perf_counter()
-    waited = worked = 0.0
-    with (
-        bar(job.total, "training", unit="step", initial=job.trainer.step_count, show=job.show) as shown,
-        closing(job.trainer.steps(job.train)) as steps,
-    ):
+    with closing(job.trainer.steps(job.train)) as steps:
         for report in steps:
-            progress.loss_sum += report.loss
-            progress.loss_count += 1
-            waited += report.seconds * report.data_share
-            worked += report.seconds
-            shown.update()
-            shown.set_postfix_str(f"loss {report.loss:.3f}, data {waited / worked:.0%}")
+            book.step(report)
             evaluated = job.due(report.step)
-            better = evaluated and _assess(job, progress, report, waited / worked, shown)
+            better = evaluated and _assess(job, progress, report, book)
             if evaluated or report.step % job.recipe.save_every_steps == 0:
                 now = time.perf_counter()
                 progress.seconds, clock = progress.seconds + now - clock, now
                 _save(job, progress, report.step)
-            if evaluated:
-                job.folder.write_metrics(progress.rows)
             if better:
                 job.folder.publish(report.step, card(job, progress))
+            if evaluated:
+                book.write("running")
             if job.done(progress):
                 return
 
 
-def _assess(job: Job, progress: Progress, report: StepReport, data_share: float, shown: Any) -> bool:
+def _assess(job: Job, progress: Progress, report: StepReport, book: Logbook) -> bool:
     """Evaluate, note it down, and say whether this is the best so far."""
     found = job.validation()
     better = progress.better(found)
@@ -237,37 +255,8 @@ def _assess(job: Job, progress: Progress, report: StepReport, data_share: float,
         progress.keep(report.step, found)
     else:
         progress.stale += 1
-    train_loss = progress.loss_sum / progress.loss_count
-    progress.loss_sum, progress.loss_count = 0.0, 0
-    progress.rows.append(
-        {
-            "step": report.step,
-            "epoch": round(report.step / job.epoch, 3),
-            "train_loss": train_loss,
-            **_row(found),
-            "learning_rate": report.learning_rate,
-            "data_share": round(data_share, 4),
-            "best": better,
-        }
-    )
-    shown.clear()
-    job.say(
-        f"step {report.step:,} of {job.total:,}: train loss {train_loss:.3f}, {_text(found)}"
-        f"{' (best so far)' if better else ''}"
-    )
-    shown.refresh()
+    book.evaluation(report, found, better=better)
     return better
-
-
-def _row(found: Validation) -> dict[str, float]:
-    """What metrics.jsonl keeps of it."""
-    scores = found.scores
-    return {"val_cider_d": scores[CHOSEN_BY], "val_bleu4": scores["BLEU-4"], "val_teacher_forced_loss": found.loss}
-
-
-def _text(found: Validation) -> str:
-    scores = ", ".join(f"{metric} {found.scores[metric]:.3f}" for metric in (CHOSEN_BY, "BLEU-4"))
-    return f"validation {scores}, teacher-forced loss {found.loss:.3f}"
 
 
 def _save(job: Job, progress: Progress, step: int) -> None:
@@ -284,13 +273,6 @@ def _check_start(init: Init, output: str | os.PathLike[str]) -> None:
         start, here = Path(init).resolve(), Path(output).resolve()
         if start == here or start.parent == here / "checkpoints":
             raise ArgumentError(f"{init} is the output of this very run; start from a copy, or choose another output")
-
-
-def _origin(init: Init, encoder: str | nn.Module | None, plan: Recipe) -> str:
-    if init is None:
-        part = plan.encoder if encoder is None else encoder if isinstance(encoder, str) else type(encoder).__name__
-        return f"from scratch on the encoder {part}"
-    return "from the captioner that comes with showtell" if init == "default" else "from another captioner"
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -21,7 +22,8 @@ __all__ = ["RunFolder"]
 
 _CAPTIONER_FILES = ("config.json", "tokenizer.json", "model.safetensors", "README.md")
 _FREQUENCIES = "frequencies.bin"
-_OWN = ("run.json", "metrics.jsonl", "checkpoints", "features", _FREQUENCIES, *_CAPTIONER_FILES)
+_LOGS = ("tensorboard", "wandb")
+_OWN = ("run.json", "metrics.jsonl", "report.html", "checkpoints", "features", *_LOGS, _FREQUENCIES, *_CAPTIONER_FILES)
 _STEP = re.compile(r"step-(\d{8,})")
 _KEEP = 2
 _FORMAT = "showtell.run"
@@ -30,7 +32,8 @@ _FORMAT = "showtell.run"
 class RunFolder:
     """One training run on disk: `run.json`, `checkpoints/step-00000123/`, `metrics.jsonl`, and the best captioner.
 
-    Beside these, what a run would only compute again: `features/` and `frequencies.bin`.
+    Beside these, what a run would only compute again: `features/` and `frequencies.bin`; `report.html`; and what
+    other programs were asked to log, `tensorboard/` and `wandb/`.
 
     A checkpoint is a saved captioner with a `training.pt` that holds everything else needed to continue to the bit.
     Everything is written beside and renamed, so a run that is killed at any moment leaves whole files only.
@@ -41,6 +44,7 @@ class RunFolder:
         self.path = Path(path)
         self.features = self.path / "features"
         self.frequencies = self.path / _FREQUENCIES
+        self.report = self.path / "report.html"
         self._checkpoints = self.path / "checkpoints"
         self._run: dict[str, Any] = {}
 
@@ -73,12 +77,18 @@ class RunFolder:
             self._run = run
             finished: dict[str, Any] | None = run["finished"]
             whole = all((self.path / name).is_file() for name in _CAPTIONER_FILES[:3])
-            return finished if whole else None  # a captioner that was deleted is published again
+            if finished is not None and whole:
+                return finished
+            if not run.get("token"):  # begun by an earlier version
+                run["token"] = secrets.token_hex(8)
+                self._write_run()
+            return None  # a captioner that was deleted is published again
         self.path.mkdir(parents=True, exist_ok=True)
         self._run = {
             "format": _FORMAT,
             "identity": dict(identity),
             "settings": dict(settings),
+            "token": secrets.token_hex(8),
             "finished": None,
         }
         self._write_run()
@@ -88,6 +98,12 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """What was noted down when the run began."""
         return dict(self._run["settings"])
+
+    @property
+    def token(self) -> str:
+        """A name that no other run has, for programs that log many runs."""
+        found: str = self._run["token"]
+        return found
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Note that the run is done."""
@@ -138,9 +154,18 @@ class RunFolder:
         )
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        """One JSON line an evaluation; the whole file at once, so that none is there twice."""
-        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        """One JSON line a row; the whole file at once, so that none is there twice."""
+        text = "".join(map(_line, rows))
         storage.write_file(self.path / "metrics.jsonl", text.encode("utf-8"))
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """One more line, seen at once; a kill can cut it, `write_metrics` by the next session mends that."""
+        with journal.said_plainly(self.path), (self.path / "metrics.jsonl").open("ab") as file:
+            file.write(_line(row).encode("utf-8"))
+
+    def weights_size(self, step: int) -> int:
+        """The bytes of the weights' file of that step's checkpoint."""
+        return (self._at(step) / "model.safetensors").stat().st_size
 
     def _at(self, step: int) -> Path:
         return self._checkpoints / f"step-{step:08d}"
@@ -169,6 +194,7 @@ class RunFolder:
             not isinstance(run, dict)
             or run.get("format") != "showtell.run"
             or not {"finished", "settings"} <= set(run)
+            or not isinstance(run.get("token", ""), str)
             or not isinstance(run.get("identity"), dict)
         ):
             raise RunError(f"{file} is not of a training run of showtell; choose another output")
@@ -198,8 +224,14 @@ class RunFolder:
             self._remove(step)
         for unfinished in (journal.COMMIT, journal.NEW, journal.OLD):
             shutil.rmtree(self.path / unfinished, ignore_errors=True)
-        for name in (*_CAPTIONER_FILES, "metrics.jsonl", _FREQUENCIES, "run.json"):
+        for name in _LOGS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (*_CAPTIONER_FILES, "metrics.jsonl", "report.html", _FREQUENCIES, "run.json"):
             (self.path / name).unlink(missing_ok=True)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return f"{json.dumps(row)}\n"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

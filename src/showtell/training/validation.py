@@ -21,12 +21,13 @@ class Validation:
     """How good the captioner of one step is.
 
     scores: metric -> value over all validation photos, of captions that it made. signature: what these depend on.
-    loss: teacher-forced, nats a word.
+    loss: teacher-forced, nats a word. captions: those that were scored, in the order of the photos.
     """
 
     scores: Mapping[str, float]
     signature: str
     loss: float
+    captions: tuple[str, ...] = ()
 
 
 def validate(
@@ -67,7 +68,8 @@ def validate(
             show=show,
         )
         loss = teacher_forced_loss(captioner, map(batches.batch, range(batches.per_epoch)))
-    return Validation(dict(found.scores.corpus), str(found.signature), loss)
+    captions = tuple(photo.caption for photo in found.photos)
+    return Validation(dict(found.scores.corpus), str(found.signature), loss, captions)
 
 
 @contextmanager
