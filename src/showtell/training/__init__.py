@@ -2,8 +2,10 @@
 
 from .objectives import CrossEntropy, DoublyStochastic, ForcedObjective, Objective, Term
 from .recipe import Recipe, list_recipes, load_recipe
+from .rewards import MixedReward
 from .run import TrainResult, train
 from .schedule import WarmupCosine
+from .self_critical import SelfCritical
 from .trainer import BatchSource, StepReport, Trainer
 from .vocab_transfer import with_vocabulary
 
@@ -12,8 +14,10 @@ __all__ = [
     "CrossEntropy",
     "DoublyStochastic",
     "ForcedObjective",
+    "MixedReward",
     "Objective",
     "Recipe",
+    "SelfCritical",
     "StepReport",
     "Term",
     "TrainResult",
