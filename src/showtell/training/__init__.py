@@ -4,7 +4,8 @@ from .objectives import CrossEntropy, DoublyStochastic, ForcedObjective, Objecti
 from .recipe import Recipe, list_recipes, load_recipe
 from .rewards import MixedReward
 from .run import TrainResult, train
-from .schedule import WarmupCosine
+from .schedule import InverseSigmoidRise, LinearRise, WarmupCosine
+from .scheduled_sampling import ScheduledSampling
 from .self_critical import SelfCritical
 from .trainer import BatchSource, StepReport, Trainer
 from .vocab_transfer import with_vocabulary
@@ -14,9 +15,12 @@ __all__ = [
     "CrossEntropy",
     "DoublyStochastic",
     "ForcedObjective",
+    "InverseSigmoidRise",
+    "LinearRise",
     "MixedReward",
     "Objective",
     "Recipe",
+    "ScheduledSampling",
     "SelfCritical",
     "StepReport",
     "Term",

@@ -25,11 +25,11 @@ from .rewards import Reward
 __all__ = ["Draw", "SelfCritical"]
 
 Draw = Callable[[Any, Features, Sequence[int]], Tensor]
-"""(captioner, features of N photos, their positions) -> captions (N, K, T) int64; what follows an end token is padding."""
+"""(captioner, features of N photos, their positions) -> captions (N, K, T) int64; after an end token: padding."""
 
 
 class _Drawn(NamedTuple):
-    """R captions as teacher forcing takes them, (R, T), and as lists of ids, an end token included where there is one."""
+    """R captions as teacher forcing takes them, (R, T), and as lists of ids, with the end token where there is one."""
 
     tokens: Tensor
     targets: Tensor
