@@ -411,6 +411,7 @@ def test_a_frozen_encoder_encodes_each_photo_once_and_takes_part_in_no_gradient(
 
 def test_the_mean_reward_of_a_toy_rises_in_thirty_steps() -> None:
     captioner = tiny_captioner()
+    cast(nn.Module, captioner.encoder).requires_grad_(True)
     batches = make_batches(captioner)
     words = Trainer(captioner, CrossEntropy(), torch.optim.Adam(captioner.parameters(), lr=2e-2))
     for _ in islice(words.steps(batches), 40):

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..devices import usable_device
 from ..errors import ArgumentError
 from ..progress import bar
 from ..version import __version__
+from .alarms import Manner, alarms
 from .assemble import BUNDLED_DECODER, Init, assemble, fingerprint, load_init
 from .job import CHOSEN_BY, Job, Progress, Say, card, open_data, prepare, usable
 from .recipe import Recipe, load_recipe
@@ -163,10 +164,11 @@ def _run(job: Job) -> TrainResult:
     progress = Progress()
     state = job.folder.newest()
     if state is not None:
+        progress = Progress(**state["progress"])
+        job = job if progress.part == 1 else job.second(progress.before)
         job.captioner.load_state_dict(state["model"], strict=False)
         job.trainer.load_state_dict(state["trainer"])
-        progress = Progress(**state["progress"])
-        job.say(f"continuing from step {job.trainer.step_count:,} of {job.total:,}")
+        job.say(f"continuing from step {job.step:,} of {job.total:,}")
         if progress.best_step is not None:
             job.folder.publish(progress.best_step, card(job, progress))
     elif job.carried:
@@ -174,27 +176,45 @@ def _run(job: Job) -> TrainResult:
     job.folder.write_metrics(progress.rows)
     if not job.done(progress):
         _loop(job, progress)
+    if job.recipe.self_critical_epochs and progress.part == 1:
+        job = _second(job, progress)
+        _loop(job, progress)
     assert progress.best_step is not None
     job.folder.publish(progress.best_step, card(job, progress))
-    result = TrainResult(
-        job.folder.path, progress.best_step, progress.best_score, job.trainer.step_count, round(progress.seconds, 1)
-    )
+    result = TrainResult(job.folder.path, progress.best_step, progress.best_score, job.step, round(progress.seconds, 1))
     values = asdict(result)
     del values["output"]
     job.folder.finish(values)
-    stopped = job.trainer.step_count < job.total
+    stopped = job.step < job.total
     early = f" (stopped early: {progress.stale} evaluations without a better one)" if stopped else ""
     job.say(
-        f"done after {job.trainer.step_count:,} steps{early}; {job.folder.path} is the captioner of step "
+        f"done after {job.step:,} steps{early}; {job.folder.path} is the captioner of step "
         f"{progress.best_step:,}, validation {CHOSEN_BY} {progress.best_score:.3f}"
     )
     return result
+
+
+def _second(job: Job, progress: Progress) -> Job:
+    """The self-critical part: from the best step so far, with a trainer of its own.
+
+    A function of what the checkpoints hold, so that a run that is killed here comes here again.
+    """
+    assert progress.best_step is not None
+    job.captioner.load_state_dict(job.folder.state(progress.best_step)["model"], strict=False)
+    progress.part, progress.before, progress.stale = 2, job.step, 0
+    progress.start = dict(progress.best_manner)
+    job.say(
+        f"after {job.step:,} steps self-critical training begins, from step {progress.best_step:,}, validation "
+        f"{CHOSEN_BY} {progress.best_score:.3f}"
+    )
+    return job.second(job.step)
 
 
 def _measure_start(job: Job, progress: Progress) -> None:
     """Evaluate the captioner as it came: a run never ends with one that is worse."""
     found = job.validation()
     progress.keep(0, found)
+    progress.start = dict(progress.best_manner)
     progress.rows.append({"step": 0, "epoch": 0.0, **_row(found), "best": True})
     job.say(f"as it came: {_text(found)}")
     _save(job, progress, 0)
@@ -205,16 +225,17 @@ def _loop(job: Job, progress: Progress) -> None:
     clock = time.perf_counter()
     waited = worked = 0.0
     with (
-        bar(job.total, "training", unit="step", initial=job.trainer.step_count, show=job.show) as shown,
+        bar(job.total, "training", unit="step", initial=job.step, show=job.show) as shown,
         closing(job.trainer.steps(job.train)) as steps,
     ):
         for report in steps:
-            progress.loss_sum += report.loss
-            progress.loss_count += 1
+            report = replace(report, step=job.step)
+            progress.note(report)
             waited += report.seconds * report.data_share
             worked += report.seconds
             shown.update()
-            shown.set_postfix_str(f"loss {report.loss:.3f}, data {waited / worked:.0%}")
+            now_at = f"reward {report.notes['reward']:.3f}" if job.scores else f"loss {report.loss:.3f}"
+            shown.set_postfix_str(f"{now_at}, data {waited / worked:.0%}")
             evaluated = job.due(report.step)
             better = evaluated and _assess(job, progress, report, waited / worked, shown)
             if evaluated or report.step % job.recipe.save_every_steps == 0:
@@ -237,32 +258,51 @@ def _assess(job: Job, progress: Progress, report: StepReport, data_share: float,
         progress.keep(report.step, found)
     else:
         progress.stale += 1
-    train_loss = progress.loss_sum / progress.loss_count
-    progress.loss_sum, progress.loss_count = 0.0, 0
+    means = progress.noted()
+    warnings = _alarms(job, progress, found, means) if job.scores else []
     progress.rows.append(
         {
             "step": report.step,
             "epoch": round(report.step / job.epoch, 3),
-            "train_loss": train_loss,
+            "objective": "self-critical" if job.scores else job.recipe.objective,
+            **{f"train_{name}": mean for name, mean in means.items()},
             **_row(found),
             "learning_rate": report.learning_rate,
             "data_share": round(data_share, 4),
             "best": better,
+            **({"alarms": warnings} if warnings else {}),
         }
     )
+    learnt = f"reward {means['reward']:.3f}" if job.scores else f"train loss {means['loss']:.3f}"
     shown.clear()
-    job.say(
-        f"step {report.step:,} of {job.total:,}: train loss {train_loss:.3f}, {_text(found)}"
-        f"{' (best so far)' if better else ''}"
-    )
+    job.say(f"step {report.step:,} of {job.total:,}: {learnt}, {_text(found)}{' (best so far)' if better else ''}")
+    for warning in warnings:
+        job.say(warning)
     shown.refresh()
     return better
+
+
+def _alarms(job: Job, progress: Progress, found: Validation, means: Mapping[str, float]) -> list[str]:
+    """What is wrong with the captions of the validation photos and with those drawn since the last evaluation."""
+    drawn = Manner(means["words"], means["bad_endings"])
+    if not progress.drawn_start:
+        progress.drawn_start = asdict(drawn)
+    return [
+        *alarms("validation", found.manner, Manner(**progress.start), job.reference_words),
+        *alarms("drawn", drawn, Manner(**progress.drawn_start), means["reference_words"]),
+    ]
 
 
 def _row(found: Validation) -> dict[str, float]:
     """What metrics.jsonl keeps of it."""
     scores = found.scores
-    return {"val_cider_d": scores[CHOSEN_BY], "val_bleu4": scores["BLEU-4"], "val_teacher_forced_loss": found.loss}
+    return {
+        "val_cider_d": scores[CHOSEN_BY],
+        "val_bleu4": scores["BLEU-4"],
+        "val_teacher_forced_loss": found.loss,
+        "val_words": found.manner.words,
+        "val_bad_endings": found.manner.bad_endings,
+    }
 
 
 def _text(found: Validation) -> str:

@@ -85,7 +85,7 @@ class InverseSigmoidRise:
     Example:
         >>> rise = InverseSigmoidRise(most=0.5, middle=100)
         >>> [round(rise(step), 3) for step in (0, 50, 100, 200)]
-        [0.017, 0.079, 0.25, 0.483]
+        [0.016, 0.078, 0.25, 0.484]
 
     most * (1 - k / (k + exp(step / k))), the inverse sigmoid of Bengio et al. 2015 (arXiv:1506.03099), with the k for
     which k ln k is `middle`.

@@ -33,7 +33,7 @@ class ScheduledSampling:
         >>> objective = ScheduledSampling(CrossEntropy(), LinearRise(most=0.25, steps=1000)).at(500, 0)
         >>> terms = objective(captioner, batches.batch(0))
         >>> terms["cross_entropy"].weight, float(terms["sampled"].sum)
-        (10.0, 1.25)
+        (12.0, 1.5)
 
     Word by word, without gradient, each input after the start token is with the step's probability a word drawn from
     what the model says next, given the inputs so far; then one forced pass of `base` reads the mixed inputs. Targets
@@ -94,9 +94,9 @@ class ScheduledSampling:
         never = torch.tensor([words.pad_id, words.start_id, words.end_id, words.unk_id], device=tokens.device)
         seed = seed_of(self._seed, self._step, "scheduled sampling")
         # Two numbers a step: whether to draw, and what.
-        chances = uniforms(seed, torch.tensor(photos, dtype=torch.int64), each, 2 * steps).flatten(0, 1)
+        chances = uniforms(seed, torch.tensor(photos, dtype=torch.int64), each, 2 * steps).view(rows, steps, 2)
         exact = torch.float32 if tokens.device.type == "mps" else torch.float64
-        draws, whats = chances.to(tokens.device, exact).unflatten(1, (steps, 2)).unbind(2)
+        draws, whats = chances.to(tokens.device, exact).unbind(2)
         replaced = (draws < chance) & (tokens != words.pad_id) & (tokens != words.start_id)
         said = tokens[:, 0]
         mixed = [said]

@@ -12,6 +12,7 @@ from ..captioner import Captioner
 from ..data import Batches, Record
 from ..evaluation import evaluate, teacher_forced_loss
 from ..metrics.frequencies import DocumentFrequencies
+from .alarms import Manner
 
 __all__ = ["Validation", "validate"]
 
@@ -21,12 +22,13 @@ class Validation:
     """How good the captioner of one step is.
 
     scores: metric -> value over all validation photos, of captions that it made. signature: what these depend on.
-    loss: teacher-forced, nats a word.
+    loss: teacher-forced, nats a word. manner: of the captions.
     """
 
     scores: Mapping[str, float]
     signature: str
     loss: float
+    manner: Manner
 
 
 def validate(
@@ -67,7 +69,8 @@ def validate(
             show=show,
         )
         loss = teacher_forced_loss(captioner, map(batches.batch, range(batches.per_epoch)))
-    return Validation(dict(found.scores.corpus), str(found.signature), loss)
+    manner = Manner(found.health.mean_length, found.health.bad_ending_ratio)
+    return Validation(dict(found.scores.corpus), str(found.signature), loss, manner)
 
 
 @contextmanager
