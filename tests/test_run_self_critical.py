@@ -60,7 +60,7 @@ def test_the_second_part_begins_with_the_best_weights_of_the_first(photos: Path,
     assert states[12]["trainer"]["step"] == 6
 
 
-@pytest.mark.parametrize("moment", ["photos:", "step 3 ", "step 6 ", "self-critical training begins", "step 9 "])
+@pytest.mark.parametrize("moment", ["step 6 ", "self-critical training begins", "step 9 "])
 def test_an_interrupted_run_of_two_parts_continues_to_the_same_bytes(
     both: Any, photos: Path, tmp_path: Path, moment: str
 ) -> None:

@@ -21,7 +21,7 @@ from showtell.metrics.bleu import bleu_counts, bleu_of_counts
 from showtell.protocols import Features
 from showtell.search import Greedy
 from showtell.testing import TinyEncoder, tiny_captioner
-from showtell.training import CrossEntropy, MixedReward, SelfCritical, StepReport, Trainer
+from showtell.training import CrossEntropy, MixedReward, ScheduledSampling, SelfCritical, StepReport, Trainer
 from showtell.training.drawing import without_dropout
 
 CAPTIONS = (
@@ -422,6 +422,26 @@ def test_the_mean_reward_of_a_toy_rises_in_thirty_steps() -> None:
     rewards = [report.notes["reward"] for report in reports]
     assert sum(rewards[-5:]) > 1.3 * sum(rewards[:5])
     assert set(reports[0].terms) == {"self_critical"}
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_every_weight_has_its_gradient_under_autocast_too(drawn: bool) -> None:
+    def gradients(precision: Any) -> Tensor:
+        captioner = tiny_captioner(decoder="attention-lstm.v1")
+        batches = make_batches(captioner)
+        objective = (
+            SelfCritical(cider(batches), samples=3, baseline="greedy", draw=told(captioner, DRAWN))
+            if drawn
+            else ScheduledSampling(CrossEntropy(), lambda step: 1e-9)
+        )
+        optimizer = torch.optim.SGD(captioner.parameters(), lr=0.0)
+        next(Trainer(captioner, objective, optimizer, precision=precision).steps(batches))
+        found = [p.grad for p in captioner.parameters() if p.requires_grad]
+        assert all(grad is not None and bool(grad.any()) for grad in found)
+        return torch.cat([grad.flatten() for grad in found if grad is not None])
+
+    exact, rough = gradients("fp32"), gradients("bf16")
+    assert torch.nn.functional.cosine_similarity(exact, rough, dim=0) > 0.98
 
 
 def test_photos_without_references_count_for_nothing() -> None:

@@ -80,6 +80,7 @@ class ScheduledSampling:
             photos = check_photos(batch, features.pooled.shape[0])
             with torch.no_grad():
                 batch = forced._replace(tokens=self._mixed(model, features, batch.tokens, photos, chance))
+            torch.clear_autocast_cache()  # weights that were cast without gradient must not be used with one
         weight = self.weights(batch)["sampled"]
         note = Term(torch.tensor(chance * weight, dtype=torch.float64), weight, None)
         return {**self.base(captioner, batch), "sampled": note}

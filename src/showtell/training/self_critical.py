@@ -132,6 +132,7 @@ class SelfCritical:
             draw = self._sample if self.draw is None else self.draw
             drawn = _forced(draw(model, features, check_photos(batch, images)), words)
             first = self._greedy(model, features) if self.baseline == "greedy" else []
+        torch.clear_autocast_cache()  # weights that were cast without gradient must not be used with one
         rewards = self._rewards(drawn.words, references, self.samples)
         if self.baseline == "greedy":
             base = self._rewards(first, references, 1).expand(-1, self.samples)

@@ -87,8 +87,9 @@ class Trainer:
 
     A step is `accumulate` micro-batches; each term of the objective is divided by its total weight over all of
     them, so that how photos are spread over micro-batches changes nothing. What is random in the model (dropout)
-    is a function of (seed, step): a trainer that is loaded continues exactly, and the caller's random numbers are
-    left alone. Modules without a trainable parameter stay in eval mode.
+    is a function of (seed, step), and an objective that draws is asked for each step anew, `at(step, seed)`: a trainer
+    that is loaded continues exactly, and the caller's random numbers are left alone. Modules without a trainable
+    parameter stay in eval mode.
 
     Args:
         captioner: the model; what is trained is what requires a gradient.
