@@ -39,7 +39,7 @@ def test_one_run_does_cross_entropy_and_then_self_critical_training(both: Any) -
         assert row["train_words"] > 0
         assert row["train_reference_words"] == pytest.approx(3.0, abs=1.0)
         assert 0 <= row["train_bad_endings"] <= 1
-        assert row["learning_rate"] <= 5e-5
+        assert row["learning_rate"] <= 1e-4
     assert any("after 6 steps self-critical training begins, from step" in line for line in heard)
     assert any(line.startswith("step 9 of 12: reward ") for line in heard)
     assert (output / "reward-frequencies.bin").is_file()
@@ -120,7 +120,7 @@ def test_a_whole_run_may_be_scheduled_sampling(photos: Path, tmp_path: Path) -> 
 
 
 def test_another_learning_rate_of_the_second_part_is_another_run(photos: Path, both: Any) -> None:
-    with pytest.raises(RunError, match=r"recipe\.self_critical_learning_rate: was 5e-05, is 0\.1"):
+    with pytest.raises(RunError, match=r"recipe\.self_critical_learning_rate: was 0\.0001, is 0\.1"):
         go(photos, both[0], overrides={**BOTH_PARTS, "self_critical_learning_rate": 0.1})
 
 
@@ -153,10 +153,10 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
 
 def test_a_recipe_file_names_the_settings_without_the_sections_name(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text('[self_critical]\nepochs = 4\nbaseline = "greedy"\nlearning_rate = 1e-4\n')
+    file.write_text('[self_critical]\nepochs = 4\nbaseline = "greedy"\nlearning_rate = 2e-4\n')
     plan = load_recipe(file)
     assert (plan.self_critical_epochs, plan.self_critical_baseline) == (4, "greedy")
-    assert (plan.self_critical_learning_rate, plan.learning_rate) == (1e-4, 2e-3)
+    assert (plan.self_critical_learning_rate, plan.learning_rate) == (2e-4, 2e-3)
     assert plan.epochs == 25
     file.write_text("[self_critical]\nsample = 4\n")
     with pytest.raises(ArgumentError, match=r"\[self_critical\] has no setting 'sample'; did you mean 'samples'"):

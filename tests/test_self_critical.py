@@ -512,6 +512,10 @@ def test_clumsy_settings_are_refused() -> None:
         SelfCritical(score)(captioner, batch._replace(photos=()))
     with pytest.raises(ArgumentError, match=r"40 captions is 40 numbers"):
         SelfCritical(lambda captions, references: [1.0])(captioner, batch)
+    with pytest.raises(ArgumentError, match=r"need captions \(8, 5, length\)"):
+        SelfCritical(score, draw=told(captioner, DRAWN))(captioner, batch)
+    with pytest.raises(ArgumentError, match="8 lists of references"):
+        SelfCritical(score)(captioner, batch._replace(references=batches.references([0])))
     with pytest.raises(ArgumentError, match="takes a Captioner"):
         SelfCritical(score)(nn.Linear(2, 2), batch)
 

@@ -130,7 +130,13 @@ class SelfCritical:
         images = features.pooled.shape[0]
         with torch.no_grad():
             draw = self._sample if self.draw is None else self.draw
-            drawn = _forced(draw(model, features, check_photos(batch, images)), words)
+            tokens = draw(model, features, check_photos(batch, images))
+            if tuple(tokens.shape[:2]) != (images, self.samples) or len(references) != images:
+                raise ArgumentError(
+                    f"{images} photos, {self.samples} samples each, need captions ({images}, {self.samples}, length) "
+                    f"and {images} lists of references, not {tuple(tokens.shape)} and {len(references)}"
+                )
+            drawn = _forced(tokens, words)
             first = self._greedy(model, features) if self.baseline == "greedy" else []
         torch.clear_autocast_cache()  # weights that were cast without gradient must not be used with one
         rewards = self._rewards(drawn.words, references, self.samples)
