@@ -117,7 +117,8 @@ def captioner_bytes(folder: Path) -> dict[str, bytes]:
 
 def run_bytes(folder: Path) -> dict[str, bytes]:
     """What a run leaves besides its checkpoints, and says the same whenever it was stopped."""
-    kept = captioner_bytes(folder) | {n: (folder / n).read_bytes() for n in ("README.md", "frequencies.bin")}
+    others = {"README.md", "frequencies.bin"} | {path.name for path in folder.glob("reward-frequencies.bin")}
+    kept = captioner_bytes(folder) | {name: (folder / name).read_bytes() for name in others}
     # Speed is measured; the rest of the card isn't.
     kept["README.md"], found = re.subn(rb"## Speed\n\n.*\n", b"", kept["README.md"])
     assert found == 1
@@ -538,13 +539,13 @@ def test_a_decoder_that_cannot_take_another_vocabulary_is_refused() -> None:
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
 
 
-def serve(photos: str, folder: str, kills: int, seed: int) -> None:
+def serve(photos: str, folder: str, kills: int, seed: int, overrides: dict[str, Any]) -> None:
     """In a process of its own: one undisturbed run, then runs that are killed `kills` times in all."""
 
     def child(output: Path) -> int:
         number = os.fork()
         if number == 0:
-            go(photos, output)
+            go(photos, output, overrides=overrides)
             os._exit(0)
         return number
 
@@ -570,9 +571,12 @@ def serve(photos: str, folder: str, kills: int, seed: int) -> None:
     print(killed)
 
 
-def check_kills(photos: Path, tmp_path: Path, kills: int, seed: int) -> None:
+BOTH_PARTS = {"epochs": 2, "min_steps": 6, "self_critical_epochs": 2, "self_critical_samples": 3}
+
+
+def check_kills(photos: Path, tmp_path: Path, kills: int, seed: int, overrides: dict[str, Any]) -> None:
     done = subprocess.run(
-        [sys.executable, __file__, str(photos), str(tmp_path), str(kills), str(seed)],
+        [sys.executable, __file__, str(photos), str(tmp_path), str(kills), str(seed), json.dumps(overrides)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -591,15 +595,21 @@ def check_kills(photos: Path, tmp_path: Path, kills: int, seed: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_run_killed_at_any_moment_and_repeated_ends_in_the_same_bytes(photos: Path, tmp_path: Path) -> None:
-    check_kills(photos, tmp_path, kills=2, seed=time.time_ns())
+@pytest.mark.parametrize("overrides", [{}, BOTH_PARTS])
+def test_a_run_killed_at_any_moment_and_repeated_ends_in_the_same_bytes(
+    photos: Path, tmp_path: Path, overrides: dict[str, Any]
+) -> None:
+    check_kills(photos, tmp_path, kills=2, seed=time.time_ns(), overrides=overrides)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_run_killed_twenty_times_ends_in_the_same_bytes(photos: Path, tmp_path: Path) -> None:
-    check_kills(photos, tmp_path, kills=20, seed=time.time_ns())
+@pytest.mark.parametrize("overrides", [{}, BOTH_PARTS])
+def test_a_run_killed_twenty_times_ends_in_the_same_bytes(
+    photos: Path, tmp_path: Path, overrides: dict[str, Any]
+) -> None:
+    check_kills(photos, tmp_path, kills=20, seed=time.time_ns(), overrides=overrides)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5]))

@@ -20,6 +20,7 @@ from showtell.evaluation import evaluate, teacher_forced_loss
 from showtell.metrics import DocumentFrequencies, scored_words
 from showtell.testing import TinyEncoder, tiny_captioner
 from showtell.training import TrainResult, train
+from showtell.training.alarms import Manner
 from showtell.training.frequencies import cached_frequencies
 from showtell.training.job import Progress
 from showtell.training.validation import Validation, validate
@@ -95,7 +96,7 @@ def test_the_step_with_the_best_cider_d_is_kept_and_the_loss_decides_between_equ
 
 def test_bleu_does_not_choose_and_ties_are_of_a_thousandth() -> None:
     def found(cider_d: float, loss: float, bleu: float = 0.0) -> Validation:
-        return Validation({"CIDEr-D": cider_d, "BLEU-4": bleu}, "signature", loss)
+        return Validation({"CIDEr-D": cider_d, "BLEU-4": bleu}, "signature", loss, Manner(3.0, 0.0))
 
     progress = Progress()
     assert progress.better(found(0.0, 9.0))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ __all__ = ["Batch", "Batches", "prefetched"]
 
 _POOL = 16
 _Ints = NDArray[np.int64]
+
+References = tuple[tuple[tuple[int, ...], ...], ...]
+"""Of each photo all captions, of each caption the ids of its words and the end token."""
 
 
 class _Words(Protocol):
@@ -40,7 +44,8 @@ class Batch(NamedTuple):
 
     inputs: images (N, 3, H, W) or Features of N photos. tokens (R, T) int64: the start token, then words. targets
     (R, T) int64: the token after each of them. weights (R, T) float32: 1 where there is a target, 0 on padding; a
-    slot without a caption is padding altogether. trunk: the features are those of `encoder.trunk`.
+    slot without a caption is padding altogether. trunk: the features are those of `encoder.trunk`. photos: their N
+    positions among the records. references: where asked for, all captions of each photo, as `Batches.references`.
     """
 
     inputs: Features | Tensor
@@ -48,6 +53,8 @@ class Batch(NamedTuple):
     targets: Tensor
     weights: Tensor
     trunk: bool
+    photos: tuple[int, ...] = ()
+    references: References | None = None
 
 
 class Batches:
@@ -107,6 +114,7 @@ class Batches:
         self.max_length = whole("max_length", max_length, 2, 10_000)
         self.seed = whole("seed", seed, 0, 2**63 - 1)
         self.trunk = flag("trunk", trunk)
+        self._with_references = False
         whole("captions", captions, 1, 1000)
         if not records:
             raise DataError("no photos to make batches of; pass at least one record")
@@ -131,7 +139,7 @@ class Batches:
             texts = [caption for record in some for caption in record.captions]
             for owner, ids in zip(owners, vocabulary.encode_batch(texts), strict=True):
                 if ids:
-                    parts.append(np.asarray(ids[: self.max_length], np.int32))
+                    parts.append(np.asarray(ids, np.int32))
                     lengths.append(len(parts[-1]))
                     counts[owner] += 1
             parts = [np.concatenate(parts)] if parts else []
@@ -143,6 +151,33 @@ class Batches:
         self._begins = np.cumsum(self._lengths) - self._lengths
         self._counts = counts
         self._firsts = np.cumsum(counts) - counts
+
+    def references(self, positions: Iterable[int]) -> References:
+        """All captions of some photos, uncut: what a reward compares with.
+
+        Example:
+            >>> from types import SimpleNamespace
+            >>> words = SimpleNamespace(pad_id=0, start_id=1, end_id=2, encode_batch=lambda texts: [[7, 8]] * 2)
+            >>> record = Record("dog.jpg", None, ("a dog", "one dog"), "train", "captions.csv:2")
+            >>> Batches([record], words, lambda positions: torch.zeros(1, 3, 8, 8), trunk=False).references([0])
+            (((7, 8, 2), (7, 8, 2)),)
+        """
+        found = []
+        for position in positions:
+            first = int(self._firsts[position])
+            captions = range(first, first + int(self._counts[position]))
+            found.append(tuple(self._caption(number) for number in captions))
+        return tuple(found)
+
+    def _caption(self, number: int) -> tuple[int, ...]:
+        begin = self._begins[number]
+        return (*self._ids[begin : begin + self._lengths[number]].tolist(), self._end)
+
+    def with_references(self) -> Self:
+        """The same batches, each with the `references` of its photos: what `SelfCritical` learns from."""
+        other = copy.copy(self)
+        other._with_references = True
+        return other
 
     def epoch_of(self, number: int) -> int:
         """The epoch, from 0, that the batch of this number belongs to."""
@@ -186,7 +221,8 @@ class Batches:
         batches, chosen = self._planned(epoch)
         positions = batches[number - epoch * self.per_epoch]
         captions = chosen[positions].reshape(-1)
-        lengths, steps = self._lengths[captions], np.where(captions < 0, 0, self._steps()[captions])
+        steps = np.where(captions < 0, 0, self._steps()[captions])
+        lengths = np.minimum(self._lengths[captions], self.max_length)
         width = int(steps.max())
         targets = np.full((len(captions), width), self._pad, np.int64)
         tokens = targets.copy()
@@ -198,12 +234,15 @@ class Batches:
             tokens[row, 0] = self._start
             tokens[row, 1:end] = targets[row, : end - 1]
         weights = np.arange(width) < steps[:, None]
+        photos = tuple(positions.tolist())
         return Batch(
-            self.inputs(positions.tolist()),
+            self.inputs(list(photos)),
             torch.from_numpy(tokens),
             torch.from_numpy(targets),
             torch.from_numpy(weights.astype(np.float32)),
             self.trunk,
+            photos,
+            self.references(photos) if self._with_references else None,
         )
 
 

@@ -3,8 +3,11 @@
 from .log_writers import LogWriter
 from .objectives import CrossEntropy, DoublyStochastic, ForcedObjective, Objective, Term
 from .recipe import Recipe, list_recipes, load_recipe
+from .rewards import MixedReward
 from .run import TrainResult, train
-from .schedule import WarmupCosine
+from .schedule import InverseSigmoidRise, LinearRise, WarmupCosine
+from .scheduled_sampling import ScheduledSampling
+from .self_critical import SelfCritical
 from .trainer import BatchSource, StepReport, Trainer
 from .vocab_transfer import with_vocabulary
 
@@ -13,9 +16,14 @@ __all__ = [
     "CrossEntropy",
     "DoublyStochastic",
     "ForcedObjective",
+    "InverseSigmoidRise",
+    "LinearRise",
     "LogWriter",
+    "MixedReward",
     "Objective",
     "Recipe",
+    "ScheduledSampling",
+    "SelfCritical",
     "StepReport",
     "Term",
     "TrainResult",

@@ -6,25 +6,27 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from ..captioner import Captioner
 from ..data import Batches, CachedInputs, Dataset, FeatureCache, ImageInputs, Record, from_objects, read_dataset
 from ..data.inputs import load_records
 from ..data.records import listed, wordless
-from ..errors import ArgumentError, DataError
+from ..errors import DataError
 from ..image_spec import ImageSpec
 from ..metrics import DocumentFrequencies, scored_words
 from ..progress import bar
 from .about import About
 from .assemble import make_optimizer, trunk_trains
 from .frequencies import cached_frequencies
-from .objectives import CrossEntropy, DoublyStochastic, Objective
+from .objectives import Objective
+from .phases import check_objective, of_scores, of_words
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import WarmupCosine
-from .trainer import Trainer
+from .self_critical import SelfCritical
+from .trainer import StepReport, Trainer
 from .validation import Validation, validate
 
 __all__ = ["CHOSEN_BY", "Job", "Progress", "Say", "open_data", "prepare", "usable"]
@@ -39,8 +41,11 @@ Say = Callable[[str], None]
 class Progress:
     """Where a run stands, apart from the weights; a checkpoint holds it.
 
-    best_score: CIDEr-D of the best step. best_scores: all its scores, and signature: what they depend on. rows: those
-    of metrics.jsonl. window: sums since the last row of steps. samples: captions of a few photos at each evaluation.
+    best_score: CIDEr-D of the best step. best_scores: all its scores, and signature: what they depend on; best_manner:
+    what its captions look like. part: 2 in the self-critical part that follows another one, which took `before` steps.
+    notes: sums of the objective's, since the last evaluation. start, drawn_start: the manner of validation captions
+    and of drawn ones where self-critical training began. rows: those of metrics.jsonl. window: sums since the last row
+    of steps. samples: captions of a few photos at each evaluation.
     """
 
     best_step: int | None = None
@@ -48,6 +53,12 @@ class Progress:
     best_loss: float = math.inf
     best_scores: dict[str, float] = field(default_factory=dict)
     signature: str = ""
+    best_manner: dict[str, float] = field(default_factory=dict)
+    part: int = 1
+    before: int = 0
+    notes: dict[str, float] = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)
+    drawn_start: dict[str, float] = field(default_factory=dict)
     stale: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -64,6 +75,26 @@ class Progress:
         """Make that step the best one."""
         self.best_step, self.best_score, self.best_loss = step, found.scores[CHOSEN_BY], found.loss
         self.best_scores, self.signature, self.stale = dict(found.scores), found.signature, 0
+        self.best_manner = asdict(found.manner)
+
+    def note(self, report: StepReport) -> None:
+        """Add up what a step reports."""
+        self.loss_sum += report.loss
+        self.loss_count += 1
+        for name, value in report.notes.items():
+            self.notes[name] = self.notes.get(name, 0.0) + value
+
+    def begin_second(self, before: int) -> None:
+        """The second part begins at the best step: patience begins anew, its captions are what to compare with."""
+        self.part, self.before, self.stale = 2, before, 0
+        self.start = dict(self.best_manner)
+        self.window.clear()
+
+    def noted(self) -> dict[str, float]:
+        """The means since the last evaluation, the loss first; sums begin anew."""
+        means = {name: total / self.loss_count for name, total in {"loss": self.loss_sum, **self.notes}.items()}
+        self.loss_sum, self.loss_count, self.notes = 0.0, 0, {}
+        return means
 
 
 @dataclass(frozen=True)
@@ -71,8 +102,9 @@ class Job:
     """The parts of a run.
 
     val: batches of the photos to choose by. judged: their records. frequencies: document frequencies of their captions.
-    total: steps in all. epoch: steps an epoch. carried: it starts from a trained captioner. about: where it all came
-    from, for the model card.
+    total: steps in all, up to the end of this part. epoch: steps an epoch. carried: it starts from a trained captioner.
+    about: where it all came from, for the model card. reference_words: of the judged, on average. photos: to train on.
+    before: steps that the part before this one took. scores: whether this part is self-critical.
     """
 
     recipe: Recipe
@@ -89,15 +121,33 @@ class Job:
     about: About
     say: Say
     show: bool | None
+    reference_words: float
+    photos: int
+    before: int = 0
+    scores: bool = False
+
+    @property
+    def step(self) -> int:
+        """Steps done, over both parts."""
+        return self.before + self.trainer.step_count
+
+    def second(self, before: int) -> Job:
+        """The self-critical part, which follows after `before` steps."""
+        plan = self.recipe
+        train = self.train.with_references()
+        total = self.epoch * plan.self_critical_epochs
+        objective = of_scores(plan, self.captioner, train, self.photos, self.folder.reward_frequencies)
+        trainer = _trainer(plan, self.captioner, objective, total, carried=False)
+        return replace(self, trainer=trainer, train=train, total=before + total, before=before, scores=True)
 
     def done(self, progress: Progress) -> bool:
         """Whether all steps are done, or too many evaluations went by without a better one."""
         patience = self.recipe.patience
-        return self.trainer.step_count >= self.total or (patience > 0 and progress.stale >= patience)
+        return self.step >= self.total or (patience > 0 and progress.stale >= patience)
 
     def due(self, step: int) -> bool:
         """Whether that step ends with an evaluation."""
-        return step % (self.epoch * self.recipe.evaluate_every_epochs) == 0 or step == self.total
+        return (step - self.before) % (self.epoch * self.recipe.evaluate_every_epochs) == 0 or step == self.total
 
     def validation(self) -> Validation:
         """How good the captioner is now."""
@@ -163,7 +213,7 @@ def prepare(
     show: bool | None,
 ) -> Job:
     """Features, batches and trainer."""
-    objective = _objective(plan, captioner)
+    check_objective(plan, captioner, carried=carried)
     records = [*training, *validating]
     bad = _wordless(records, captioner, skip_bad, say)
     if trunk_trains(captioner.encoder):
@@ -197,13 +247,52 @@ def prepare(
             trunk=cache is not None,
         )
 
-    train = batches([i for i in range(len(training)) if i not in bad], plan.seed)
+    train_rows = [i for i in range(len(training)) if i not in bad]
+    train = batches(train_rows, plan.seed)
     val_rows = [i for i in range(len(training), len(records)) if i not in bad]
     val = batches(val_rows, 0)
     # Few photos: an epoch goes through them several times, so that all epochs together have min_steps.
     epoch = max(math.ceil(train.per_epoch / plan.accumulate), math.ceil(plan.min_steps / plan.epochs))
     total = epoch * plan.epochs
-    trainer = Trainer(
+    objective: Objective
+    if plan.objective == "self-critical":
+        train = train.with_references()
+        objective = of_scores(plan, captioner, train, len(train_rows), folder.reward_frequencies)
+    else:
+        objective = of_words(plan, total)
+    trainer = _trainer(plan, captioner, objective, total, carried=carried)
+    judged = [records[i] for i in val_rows]
+    if len(judged) == 1:
+        say(f"one validation photo: its {CHOSEN_BY} is 0 whatever the caption, so the teacher-forced loss chooses")
+    words = [[scored_words(caption) for caption in record.captions] for record in judged]
+    frequencies = cached_frequencies(folder.frequencies, words, vocabulary=captioner.vocabulary)
+    lengths = [len(caption) for captions in words for caption in captions]
+    return Job(
+        plan,
+        folder,
+        captioner,
+        trainer,
+        train,
+        val,
+        judged,
+        frequencies,
+        total,
+        epoch,
+        carried,
+        about,
+        say,
+        show,
+        reference_words=sum(lengths) / len(lengths),
+        photos=len(train_rows),
+        scores=plan.objective == "self-critical",
+    )
+
+
+def _trainer(plan: Recipe, captioner: Captioner, objective: Objective, total: int, *, carried: bool) -> Trainer:
+    """A part's trainer, of `total` steps; a self-critical one has a learning rate of its own."""
+    if isinstance(objective, SelfCritical):
+        plan, carried = plan.changed({"learning_rate": plan.self_critical_learning_rate}), False
+    return Trainer(
         captioner,
         objective,
         make_optimizer(captioner, plan, carried=carried),
@@ -213,26 +302,6 @@ def prepare(
         clip_norm=plan.clip_norm or None,
         seed=plan.seed,
     )
-    judged = [records[i] for i in val_rows]
-    if len(judged) == 1:
-        say(f"one validation photo: its {CHOSEN_BY} is 0 whatever the caption, so the teacher-forced loss chooses")
-    words = [[scored_words(caption) for caption in record.captions] for record in judged]
-    frequencies = cached_frequencies(folder.frequencies, words, vocabulary=captioner.vocabulary)
-    return Job(
-        plan, folder, captioner, trainer, train, val, judged, frequencies, total, epoch, carried, about, say, show
-    )
-
-
-def _objective(plan: Recipe, captioner: Captioner) -> Objective:
-    words = CrossEntropy(plan.label_smoothing)
-    if not plan.doubly_stochastic:
-        return words
-    if not captioner.decoder.has_attention:
-        raise ArgumentError(
-            f"doubly_stochastic = {plan.doubly_stochastic:g} needs a decoder with attention and "
-            f"{type(captioner.decoder).__name__} has none; set it to 0, or train attention-lstm.v1 (init none)"
-        )
-    return DoublyStochastic(words, plan.doubly_stochastic)
 
 
 def _wordless(records: Sequence[Record], captioner: Captioner, skip_bad: bool, say: Say) -> frozenset[int]:

@@ -19,6 +19,8 @@ _NAMES = {
     "val_cider_d": "validation/CIDEr-D",
     "val_bleu4": "validation/BLEU-4",
     "val_teacher_forced_loss": "validation/loss",
+    "val_words": "validation/words",
+    "val_bad_endings": "validation/bad_endings",
 }
 _NOT_SHOWN = ("kind", "step", "best")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from .. import storage
+from .alarms import Manner, alarms
 from .job import CHOSEN_BY, Job, Progress
 from .log_writers import LoggedRun, LogWriter
 from .meter import Meter
@@ -24,7 +26,7 @@ def logbook(job: Job, progress: Progress, writers: Sequence[LogWriter]) -> Itera
     """A session's logbook: whatever was written beyond the checkpoint that the run continues from is cut off."""
     with ExitStack() as stack:
         book = Logbook(job, progress, writers)
-        stack.callback(book.meter.close)
+        stack.callback(book.close)
         job.folder.write_metrics(progress.rows)
         run = LoggedRun(job.folder.path, job.folder.token, job.recipe.values())
         for writer in writers:
@@ -42,44 +44,66 @@ class Logbook:
         count = len(job.judged)
         self._shown = [i * count // min(_SAMPLES, count) for i in range(min(_SAMPLES, count))]
         self._photos: list[SamplePhoto] | None = None
-        self.meter = Meter(
-            job.total,
-            progress.window,
-            every=job.recipe.log_every_steps,
-            say=job.say,
-            show=job.show,
-            start=job.trainer.step_count,
-        )
+        self._meter = self._open()
+
+    def _open(self) -> Meter:
+        job = self._job
+        every = job.recipe.log_every_steps
+        return Meter(job.total, self._progress.window, every=every, say=job.say, show=job.show, start=job.step)
+
+    def turn(self, job: Job) -> None:
+        """Go on with the second part of the run."""
+        self._meter.close()
+        self._job = job
+        self._meter = self._open()
+
+    def close(self) -> None:
+        """Close the progress bar."""
+        self._meter.close()
+
+    def tell(self, text: str) -> None:
+        """Say a line above the progress bar."""
+        self._meter.tell(text)
 
     def step(self, report: StepReport) -> None:
-        """Take in a step."""
-        progress = self._progress
-        progress.loss_sum += report.loss
-        progress.loss_count += 1
-        row = self.meter.step(report)
+        """Take in a step, counted over both parts."""
+        self._progress.note(report)
+        row = self._meter.step(report)
         if row is not None:
             self._add({**row, "epoch": self._epoch(report.step)})
 
     def start(self, found: Validation) -> None:
         """Note the evaluation of a captioner as it came."""
         self._evaluation({"step": 0, "epoch": 0.0}, found, {}, better=True)
-        self.meter.tell(f"as it came: {_text(found)}")
+        self.tell(f"as it came: {_text(found)}")
 
     def evaluation(self, report: StepReport, found: Validation, *, better: bool) -> None:
-        """Note an evaluation."""
+        """Note an evaluation, and say what is wrong with captions that are learnt by a score."""
         progress, job = self._progress, self._job
-        train_loss = progress.loss_sum / progress.loss_count
-        progress.loss_sum, progress.loss_count = 0.0, 0
+        means = progress.noted()
+        warnings = _alarms(job, progress, found, means) if job.scores else []
         self._evaluation(
-            {"step": report.step, "epoch": self._epoch(report.step), "train_loss": train_loss},
+            {
+                "step": report.step,
+                "epoch": self._epoch(report.step),
+                "objective": "self-critical" if job.scores else job.recipe.objective,
+                **{f"train_{name}": mean for name, mean in means.items()},
+            },
             found,
-            {"learning_rate": report.learning_rate, "data_share": round(self.meter.data_share, 4)},
+            {
+                "learning_rate": report.learning_rate,
+                "data_share": round(self._meter.data_share, 4),
+                **({"alarms": warnings} if warnings else {}),
+            },
             better=better,
         )
-        self.meter.tell(
-            f"step {report.step:,} of {job.total:,}: train loss {train_loss:.3f}, {_text(found)}"
-            f"{' (best so far)' if better else ''}{self.meter.left()}"
+        learnt = f"reward {means['reward']:.3f}" if job.scores else f"train loss {means['loss']:.3f}"
+        self.tell(
+            f"step {report.step:,} of {job.total:,}: {learnt}, {_text(found)}"
+            f"{' (best so far)' if better else ''}{self._meter.left()}"
         )
+        for warning in warnings:
+            self.tell(warning)
 
     def write(self, state: str) -> None:
         """Write metrics.jsonl as a whole, and the report; `state` says how far the run is."""
@@ -106,10 +130,27 @@ class Logbook:
             writer.write(row)
 
 
+def _alarms(job: Job, progress: Progress, found: Validation, means: Mapping[str, float]) -> list[str]:
+    """What is wrong with the captions of the validation photos and with those drawn since the last evaluation."""
+    drawn = Manner(means["words"], means["bad_endings"])
+    if not progress.drawn_start:
+        progress.drawn_start = asdict(drawn)
+    return [
+        *alarms("validation", found.manner, Manner(**progress.start), job.reference_words),
+        *alarms("drawn", drawn, Manner(**progress.drawn_start), means["reference_words"]),
+    ]
+
+
 def _row(found: Validation) -> dict[str, float]:
     """What metrics.jsonl keeps of it."""
     scores = found.scores
-    return {"val_cider_d": scores[CHOSEN_BY], "val_bleu4": scores["BLEU-4"], "val_teacher_forced_loss": found.loss}
+    return {
+        "val_cider_d": scores[CHOSEN_BY],
+        "val_bleu4": scores["BLEU-4"],
+        "val_teacher_forced_loss": found.loss,
+        "val_words": found.manner.words,
+        "val_bad_endings": found.manner.bad_endings,
+    }
 
 
 def _text(found: Validation) -> str:

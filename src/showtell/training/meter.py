@@ -61,8 +61,8 @@ class Meter:
     def step(self, report: StepReport) -> dict[str, Any] | None:
         """Take in a step; returns the row of the last `every` steps when one is due.
 
-        A row has the mean loss, its terms where there are several, the mean length of the gradient before clipping,
-        the learning rate, tokens a second and the share of time spent waiting for data.
+        A row has the mean loss, its terms where there are several, what the objective notes, the mean length of the
+        gradient before clipping, the learning rate, tokens a second and the share of time spent waiting for data.
         """
         self._done = report.step
         self._waited += report.seconds * report.data_share
@@ -72,6 +72,7 @@ class Meter:
             "steps": 1,
             "train_loss": report.loss,
             **terms,
+            **{f"train_{name}": value for name, value in report.notes.items()},
             "grad_norm": report.grad_norm,
             "tokens": report.tokens,
             "seconds": report.seconds,
@@ -79,7 +80,7 @@ class Meter:
         }
         for name, value in sums.items():
             self._window[name] = self._window.get(name, 0) + value
-        self._bar.set_postfix_str(f"loss {report.loss:.3f}, data {self.data_share:.0%}", refresh=False)
+        self._bar.set_postfix_str(f"{_learnt(report)}, data {self.data_share:.0%}", refresh=False)
         self._bar.update()
         self._break_silence(report)
         if not self._every or report.step % self._every:
@@ -99,7 +100,7 @@ class Meter:
     def _break_silence(self, report: StepReport) -> None:
         if self._silent and self._clock() - self._spoke >= _SILENCE:
             self.tell(
-                f"step {report.step:,} of {self._total:,}: loss {report.loss:.3f}, "
+                f"step {report.step:,} of {self._total:,}: {_learnt(report)}, "
                 f"data {self.data_share:.0%} of the time{self.left()}"
             )
 
@@ -125,3 +126,8 @@ class Meter:
     def close(self) -> None:
         """Close the bar."""
         self._bar.close()
+
+
+def _learnt(report: StepReport) -> str:
+    """What to look at: the loss, or the reward where a score is learnt, whose loss hovers around 0."""
+    return f"reward {report.notes['reward']:.3f}" if "reward" in report.notes else f"loss {report.loss:.3f}"

@@ -16,7 +16,7 @@ from ..version import __version__
 from .about import About
 from .job import CHOSEN_BY, Job, Progress
 
-__all__ = ["CURVE", "Speed", "card", "measured_speed", "thinned"]
+__all__ = ["CURVE", "Speed", "card", "cell", "columns", "measured_speed", "thinned"]
 
 CURVE = {
     "step": "step",
@@ -91,7 +91,7 @@ def card(job: Job, progress: Progress, environment: Mapping[str, str] | None = N
 
 def _data(about: About) -> str:
     rows = [
-        f"| `{_cell(file.name)}` | {file.photos:,} | {f'`{file.sha256}`' if file.sha256 else 'not at hand'} |"
+        f"| `{_plain(file.name)}` | {file.photos:,} | {f'`{file.sha256}`' if file.sha256 else 'not at hand'} |"
         for file in about.files
     ]
     more = about.file_count - len(about.files)
@@ -103,22 +103,37 @@ def _data(about: About) -> str:
     return f"Used: {counts}. {whole}\n\n{table}"
 
 
-def _cell(text: str) -> str:
+def _plain(text: str) -> str:
     return " ".join(text.replace("|", "/").replace("`", "'").split())[:100]
 
 
 def _curve(progress: Progress) -> str:
     rows = [row for row in progress.rows if row["kind"] == "evaluation"]
     shown = thinned(rows, _MOST_ROWS, progress.best_step)
-    lines = [f"| {' | '.join(CURVE.values())} |", "|" + "---|" * len(CURVE)]
-    lines += [f"| {' | '.join(_number(row, key) for key in CURVE)} |" for row in shown]
+    heads = columns(rows)
+    lines = [f"| {' | '.join(heads.values())} |", "|" + "---|" * len(heads)]
+    lines += [f"| {' | '.join(_number(row, key) for key in heads)} |" for row in shown]
     return "\n".join(lines)
 
 
+def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """`CURVE`, with the reward beside the training loss where a score was learnt."""
+    if not any("train_reward" in row for row in rows):
+        return dict(CURVE)
+    heads = list(CURVE.items())
+    place = list(CURVE).index("train_loss") + 1
+    return dict([*heads[:place], ("train_reward", "reward"), *heads[place:]])
+
+
+def cell(row: Mapping[str, Any], key: str) -> Any:
+    """What a table of evaluations shows of a row; no loss where a score was learnt, it hovers around 0."""
+    return None if key == "train_loss" and "train_reward" in row else row.get(key)
+
+
 def _number(row: Mapping[str, Any], key: str) -> str:
-    if key not in row:
+    value = cell(row, key)
+    if value is None:
         return ""
-    value = row[key]
     return f"{value:,}" if key == "step" else f"{value:.4g}" if key == "epoch" else f"{value:.3f}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from ..checks import number
 from ..errors import ArgumentError
 from ..protocols import Features, Forced
 
-__all__ = ["CrossEntropy", "DoublyStochastic", "ForcedObjective", "Objective", "Term"]
+__all__ = ["CrossEntropy", "DoublyStochastic", "ForcedObjective", "Objective", "Term", "Timed", "at_step", "wide"]
 
 
 class Term(NamedTuple):
@@ -25,12 +25,13 @@ class Term(NamedTuple):
         1.5
 
     sum: scalar tensor with gradient. weight: what the sums of a whole step are divided by the total of (the number
-    of real words, say); it must equal what `weights(batch)` said. factor: how much the term counts in the loss.
+    of real words, say); it must equal what `weights(batch)` said. factor: how much the term counts in the loss; None:
+    not at all, it is only noted, and its sum needs no gradient.
     """
 
     sum: Tensor
     weight: float
-    factor: float = 1.0
+    factor: float | None = 1.0
 
 
 class Objective(Protocol):
@@ -43,6 +44,20 @@ class Objective(Protocol):
     def __call__(self, captioner: Any, batch: Any, /) -> dict[str, Term]:
         """Run the model on one micro-batch; the same names as `weights` gives."""
         ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """An objective that draws at random, or changes with the step."""
+
+    def at(self, step: int, seed: int, /) -> Objective:
+        """The objective for one step, from 0: what it draws is a function of (seed, step, photo)."""
+        ...
+
+
+def at_step(objective: Objective, step: int, seed: int) -> Objective:
+    """The objective for one step; most are the same at every one."""
+    return objective.at(step, seed) if isinstance(objective, Timed) else objective
 
 
 class ForcedObjective(Objective, Protocol):
@@ -89,7 +104,7 @@ class CrossEntropy:
 
     def terms(self, forced: Forced, batch: Any) -> dict[str, Term]:
         """Targets (R, T) and weights (R, T) against the logits (R, T, V)."""
-        logits = _wide(forced.logits)
+        logits = wide(forced.logits)
         each = F.cross_entropy(
             logits.flatten(0, 1), batch.targets.flatten(), reduction="none", label_smoothing=self.label_smoothing
         )
@@ -148,7 +163,7 @@ class DoublyStochastic:
                 "this one returned none"
             )
         real = batch.weights > 0
-        seen = (_wide(forced.attention) * real.unsqueeze(2)).sum(1)  # (R, L)
+        seen = (wide(forced.attention) * real.unsqueeze(2)).sum(1)  # (R, L)
         each = (1 - seen).square() * real.any(1, keepdim=True)
         if isinstance(batch.inputs, Features) and batch.inputs.mask is not None:
             mask = batch.inputs.mask
@@ -157,5 +172,6 @@ class DoublyStochastic:
         return {**self.base.terms(forced, batch), "doubly_stochastic": term}
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
+    """In float32 at least."""
     return values if values.dtype == torch.float64 else values.float()

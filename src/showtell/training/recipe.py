@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -53,11 +53,21 @@ _SECTIONS = {
         "precision",
         "seed",
     ),
-    "objective": ("doubly_stochastic",),
+    "objective": ("objective", "doubly_stochastic", "sampling", "sampling_rise"),
+    "self_critical": (
+        "self_critical_epochs",
+        "self_critical_samples",
+        "self_critical_baseline",
+        "self_critical_learning_rate",
+        "self_critical_bleu",
+        "self_critical_length",
+        "self_critical_dropout",
+    ),
     "validation": ("evaluate_every_epochs", "val_photos", "patience", "search"),
     "saving": ("weights_dtype", "save_every_steps", "log_every_steps"),
 }
 _HOME = {key: section for section, keys in _SECTIONS.items() for key in keys}
+_PREFIXED = ("self_critical",)  # in these sections a file leaves the section's name out of the keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +122,17 @@ class Recipe:
     clip_norm: float
     precision: str
     seed: int
+    objective: str
     doubly_stochastic: float
+    sampling: float
+    sampling_rise: str
+    self_critical_epochs: int
+    self_critical_samples: int
+    self_critical_baseline: str
+    self_critical_learning_rate: float
+    self_critical_bleu: float
+    self_critical_length: float
+    self_critical_dropout: bool
     evaluate_every_epochs: int
     val_photos: int
     patience: int
@@ -132,6 +152,8 @@ class Recipe:
             ("epochs", 1, 100_000),
             ("min_steps", 0, 10**8),
             ("warmup", 0, 10**8),
+            ("self_critical_epochs", 0, 100_000),
+            ("self_critical_samples", 1, 100),
             ("seed", 0, 2**63 - 1),
             ("evaluate_every_epochs", 1, 100_000),
             ("val_photos", 1, 10**8),
@@ -148,8 +170,13 @@ class Recipe:
             ("label_smoothing", 0.0, 0.9),
             ("clip_norm", 0.0, 1e6),
             ("doubly_stochastic", 0.0, 1000.0),
+            ("sampling", 0.0, 1.0),
+            ("self_critical_learning_rate", 0.0, 10.0),
+            ("self_critical_bleu", 0.0, 100.0),
+            ("self_critical_length", 0.0, 100.0),
         ):
             object.__setattr__(self, key, number(key, getattr(self, key), low_, high_))
+        self._check_objective()
         choice("precision", self.precision, ("fp32", "bf16"))
         choice("weights_dtype", self.weights_dtype, ("float32", "float16", "bfloat16"))
         if not isinstance(self.search, str):
@@ -178,6 +205,25 @@ class Recipe:
         whole("min_count", self.min_count, 1, 10**6)
         whole("max_size", self.max_size, 0, 10**6)
         flag("lowercase", self.lowercase)
+
+    def _check_objective(self) -> None:
+        choice("objective", self.objective, ("cross-entropy", "scheduled-sampling", "self-critical"))
+        choice("sampling_rise", self.sampling_rise, ("linear", "inverse-sigmoid"))
+        choice("self_critical_baseline", self.self_critical_baseline, ("others", "greedy"))
+        flag("self_critical_dropout", self.self_critical_dropout)
+        if self.self_critical_baseline == "others" and self.self_critical_samples < 2:
+            raise ArgumentError(
+                'self_critical_samples = 1 has no others to compare with; take at least 2, or the baseline "greedy"'
+            )
+        if self.objective == "self-critical" and self.self_critical_epochs:
+            raise ArgumentError(
+                'objective = "self-critical" makes the whole run self-critical, for the epochs of [optimizer]; leave '
+                "self_critical_epochs at 0, or the objective at cross-entropy for both in one run"
+            )
+        if self.objective == "self-critical" and self.doubly_stochastic:
+            raise ArgumentError(
+                'doubly_stochastic goes with the objectives that teach words; set it to 0 for "self-critical"'
+            )
 
     def _check_decoder(self) -> None:
         """Give the decoder's options their defaults; the decoder itself, built without memory, checks the values."""
@@ -320,15 +366,17 @@ def _settings(text: str, where: str) -> dict[str, Any]:
                 f"{where}: {section} = {values!r:.100} stands outside a section; "
                 f"put it under [{_HOME.get(section, section)}]"
             )
-        for key, value in values.items():
+        for short, value in values.items():
+            key = f"{section}_{short}" if section in _PREFIXED else short
             if key not in _HOME:
-                raise ArgumentError(f"{where}: [{section}] has no setting {key!r:.100}{_nearest(key, _HOME)}")
+                known = [k.removeprefix(f"{section}_") for k in _SECTIONS[section]] if section in _PREFIXED else _HOME
+                raise ArgumentError(f"{where}: [{section}] has no setting {short!r:.100}{_nearest(short, known)}")
             if _HOME[key] != section:
                 raise ArgumentError(f"{where}: {key} belongs in [{_HOME[key]}], not in [{section}]")
             settings[key] = value
     return settings
 
 
-def _nearest(name: Any, known: Mapping[str, Any]) -> str:
+def _nearest(name: Any, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"

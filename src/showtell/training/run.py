@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,16 +183,20 @@ def _run(job: Job, writers: Sequence[LogWriter]) -> TrainResult:
     progress = Progress()
     state = job.folder.newest()
     if state is not None:
+        progress = Progress(**state["progress"])
+        job = job if progress.part == 1 else job.second(progress.before)
         job.captioner.load_state_dict(state["model"], strict=False)
         job.trainer.load_state_dict(state["trainer"])
-        progress = Progress(**state["progress"])
-        job.say(f"continuing from step {job.trainer.step_count:,} of {job.total:,}")
+        job.say(f"continuing from step {job.step:,} of {job.total:,}")
         if progress.best_step is not None:
             job.folder.publish(progress.best_step, card(job, progress))
     with logbook(job, progress, writers) as book:
         if state is None and job.carried:
             _measure_start(job, progress, book)
         if not job.done(progress):
+            _loop(job, progress, book)
+        if job.recipe.self_critical_epochs and progress.part == 1:
+            job = _second(job, progress, book)
             _loop(job, progress, book)
         return _finish(job, progress, book)
 
@@ -202,26 +206,42 @@ def _finish(job: Job, progress: Progress, book: Logbook) -> TrainResult:
     assert progress.best_step is not None
     speed = measured_speed(job)
     job.folder.publish(progress.best_step, card(job, progress, environment(job.captioner.device), speed))
-    stopped = job.trainer.step_count < job.total
+    stopped = job.step < job.total
     early = f" (stopped early: {progress.stale} evaluations without a better one)" if stopped else ""
     book.write("stopped early" if stopped else "finished")
-    result = TrainResult(
-        job.folder.path, progress.best_step, progress.best_score, job.trainer.step_count, round(progress.seconds, 1)
-    )
+    result = TrainResult(job.folder.path, progress.best_step, progress.best_score, job.step, round(progress.seconds, 1))
     values = asdict(result)
     del values["output"]
     job.folder.finish(values)
     job.say(
-        f"done after {job.trainer.step_count:,} steps{early}; {job.folder.path} is the captioner of step "
+        f"done after {job.step:,} steps{early}; {job.folder.path} is the captioner of step "
         f"{progress.best_step:,}, validation {CHOSEN_BY} {progress.best_score:.3f}"
     )
     return result
+
+
+def _second(job: Job, progress: Progress, book: Logbook) -> Job:
+    """The self-critical part: from the best step so far, with a trainer of its own.
+
+    A function of what the checkpoints hold, so that a run that is killed here comes here again.
+    """
+    assert progress.best_step is not None
+    job.captioner.load_state_dict(job.folder.state(progress.best_step)["model"], strict=False)
+    progress.begin_second(job.step)
+    second = job.second(job.step)
+    book.turn(second)
+    book.tell(
+        f"after {job.step:,} steps self-critical training begins, from step {progress.best_step:,}, validation "
+        f"{CHOSEN_BY} {progress.best_score:.3f}"
+    )
+    return second
 
 
 def _measure_start(job: Job, progress: Progress, book: Logbook) -> None:
     """Evaluate the captioner as it came: a run never ends with one that is worse."""
     found = job.validation()
     progress.keep(0, found)
+    progress.start = dict(progress.best_manner)
     book.start(found)
     _save(job, progress, 0)
     job.folder.publish(0, card(job, progress))
@@ -231,7 +251,8 @@ def _measure_start(job: Job, progress: Progress, book: Logbook) -> None:
 def _loop(job: Job, progress: Progress, book: Logbook) -> None:
     clock = time.perf_counter()
     with closing(job.trainer.steps(job.train)) as steps:
-        for report in steps:
+        for each in steps:
+            report = replace(each, step=job.step)
             book.step(report)
             evaluated = job.due(report.step)
             better = evaluated and _assess(job, progress, report, book)

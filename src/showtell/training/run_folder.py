@@ -22,8 +22,10 @@ __all__ = ["RunFolder"]
 
 _CAPTIONER_FILES = ("config.json", "tokenizer.json", "model.safetensors", "README.md")
 _FREQUENCIES = "frequencies.bin"
+_REWARDS = "reward-frequencies.bin"
 _LOGS = ("tensorboard", "wandb")
-_OWN = ("run.json", "metrics.jsonl", "report.html", "checkpoints", "features", *_LOGS, _FREQUENCIES, *_CAPTIONER_FILES)
+_OWN_FILES = ("metrics.jsonl", "report.html", _FREQUENCIES, _REWARDS, "run.json")
+_OWN = (*_OWN_FILES, "checkpoints", "features", *_LOGS, *_CAPTIONER_FILES)
 _STEP = re.compile(r"step-(\d{8,})")
 _KEEP = 2
 _FORMAT = "showtell.run"
@@ -32,8 +34,8 @@ _FORMAT = "showtell.run"
 class RunFolder:
     """One training run on disk: `run.json`, `checkpoints/step-00000123/`, `metrics.jsonl`, and the best captioner.
 
-    Beside these, what a run would only compute again: `features/` and `frequencies.bin`; `report.html`; and what
-    other programs were asked to log, `tensorboard/` and `wandb/`.
+    Beside these, what a run would only compute again: `features/`, `frequencies.bin` and `reward-frequencies.bin`;
+    `report.html`; and what other programs were asked to log, `tensorboard/` and `wandb/`.
 
     A checkpoint is a saved captioner with a `training.pt` that holds everything else needed to continue to the bit.
     Everything is written beside and renamed, so a run that is killed at any moment leaves whole files only.
@@ -45,6 +47,7 @@ class RunFolder:
         self.features = self.path / "features"
         self.frequencies = self.path / _FREQUENCIES
         self.report = self.path / "report.html"
+        self.reward_frequencies = self.path / _REWARDS
         self._checkpoints = self.path / "checkpoints"
         self._run: dict[str, Any] = {}
 
@@ -133,18 +136,24 @@ class RunFolder:
                 if entry.is_dir() and entry.name.startswith(".") and not entry.is_symlink():
                     shutil.rmtree(entry)
         for step in reversed(self._steps()):
-            file = self._at(step) / "training.pt"
-            try:
-                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-                best = state["progress"]["best_step"]
-            except Exception as error:  # torch raises whatever it stumbles over
-                raise RunError(
-                    f"{file} is damaged or missing ({error!s:.200}); delete {file.parent}, and the same command "
-                    "continues from the checkpoint before it"
-                ) from error
+            state = self.state(step)
+            best = state["progress"]["best_step"]
             if best is None or self._at(best).exists():
                 return state
         return None
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What the checkpoint of a step holds to continue from; raises RunError when it is damaged."""
+        file = self._at(step) / "training.pt"
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            state["progress"]["best_step"]
+        except Exception as error:  # torch raises whatever it stumbles over
+            raise RunError(
+                f"{file} is damaged or missing ({error!s:.200}); delete {file.parent}, and the same command "
+                "continues from the checkpoint before it"
+            ) from error
+        return state
 
     def publish(self, step: int, card: str) -> None:
         """Make the run's folder itself the captioner of that step's checkpoint."""
@@ -226,7 +235,7 @@ class RunFolder:
             shutil.rmtree(self.path / unfinished, ignore_errors=True)
         for name in _LOGS:
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (*_CAPTIONER_FILES, "metrics.jsonl", "report.html", _FREQUENCIES, "run.json"):
+        for name in (*_CAPTIONER_FILES, *_OWN_FILES):
             (self.path / name).unlink(missing_ok=True)
 
 

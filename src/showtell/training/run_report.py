@@ -16,7 +16,7 @@ from ..pictures import Picture, small_picture
 from ..progress import duration
 from .about import environment
 from .job import CHOSEN_BY, Job, Progress
-from .model_card import CURVE, thinned
+from .model_card import CURVE, cell, columns, thinned
 
 __all__ = ["SamplePhoto", "run_report", "sample_photos"]
 
@@ -75,7 +75,7 @@ def run_report(job: Job, progress: Progress, photos: Sequence[SamplePhoto], stat
 def _header(job: Job, progress: Progress, state: str) -> Html:
     facts = [
         text(state, 200),
-        f"step {count(job.trainer.step_count)} of {count(job.total)}",
+        f"step {count(job.step)} of {count(job.total)}",
         f"{duration(progress.seconds)} of work",
         f"seed {job.recipe.seed}",
     ]
@@ -132,7 +132,7 @@ def _curves(progress: Progress) -> Html:
         return curves(name, [Curve(name, _points(evaluations, key), "b")], best=best, decimals=3, span=0.01)
 
     loss = [
-        Curve("training", _points(dense, "train_loss"), "a"),
+        Curve("training", _points([row for row in dense if "train_reward" not in row], "train_loss"), "a"),
         Curve("validation, right words given", _points(evaluations, "val_teacher_forced_loss"), "b"),
     ]
     drawn = [
@@ -153,10 +153,11 @@ def _curves(progress: Progress) -> Html:
 def _evaluations(progress: Progress) -> Html:
     rows = [row for row in progress.rows if row["kind"] == "evaluation"]
     shown = thinned(rows, _MOST_ROWS, progress.best_step)
+    heads = columns(rows)
     cells = []
     for row in shown:
         best = row["step"] == progress.best_step
-        numbers = [_number(row, key) for key in CURVE]
+        numbers = [_number(row, key) for key in heads]
         cells.append(
             element(
                 "tr",
@@ -164,18 +165,18 @@ def _evaluations(progress: Progress) -> Html:
                 *(element("td", number, class_="main" if best else None) for number in numbers[1:]),
             )
         )
-    heads = element("thead", element("tr", *(element("th", name, scope="col") for name in CURVE.values())))
+    head = element("thead", element("tr", *(element("th", name, scope="col") for name in heads.values())))
     lead = f"{count(len(shown))} of {count(len(rows))}, evenly spread." if len(shown) < len(rows) else None
     return element(
         "section",
         element("h2", "Evaluations"),
         None if lead is None else element("p", lead, class_="lead"),
-        element("div", element("table", heads, element("tbody", *cells), class_="evaluations"), class_="wide"),
+        element("div", element("table", head, element("tbody", *cells), class_="evaluations"), class_="wide"),
     )
 
 
 def _number(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
+    value = cell(row, key)
     if value is None:
         return ""
     return count(value) if key == "step" else f"{value:.4g}" if key == "epoch" else score(value)

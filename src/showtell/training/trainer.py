@@ -7,9 +7,9 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from ..checks import choice, number, whole
 from ..data import prefetched
 from ..errors import ArgumentError, RunError
 from ..protocols import move
-from .objectives import Objective
+from .objectives import Objective, at_step
 
 __all__ = ["BatchSource", "StepReport", "Trainer"]
 
@@ -37,7 +37,8 @@ class StepReport:
 
     step: how many steps are done, from 1. loss: the sum of factor * term. terms: each term, divided by its total
     weight. grad_norm: before clipping. learning_rate: of the first parameter group. tokens: real words seen.
-    seconds: of the whole step; data_share: the part of them, 0..1, spent waiting for data.
+    seconds: of the whole step; data_share: the part of them, 0..1, spent waiting for data. notes: what the objective
+    only notes, divided alike (the mean reward, say).
     """
 
     step: int
@@ -48,6 +49,16 @@ class StepReport:
     tokens: int
     seconds: float
     data_share: float
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+class _Done(NamedTuple):
+    """A step: its terms and notes, each divided by its total weight, its loss, the gradient's length unclipped."""
+
+    terms: dict[str, float]
+    notes: dict[str, float]
+    loss: float
+    norm: float
 
 
 class Trainer:
@@ -76,8 +87,9 @@ class Trainer:
 
     A step is `accumulate` micro-batches; each term of the objective is divided by its total weight over all of
     them, so that how photos are spread over micro-batches changes nothing. What is random in the model (dropout)
-    is a function of (seed, step): a trainer that is loaded continues exactly, and the caller's random numbers are
-    left alone. Modules without a trainable parameter stay in eval mode.
+    is a function of (seed, step), and an objective that draws is asked for each step anew, `at(step, seed)`: a trainer
+    that is loaded continues exactly, and the caller's random numbers are left alone. Modules without a trainable
+    parameter stay in eval mode.
 
     Args:
         captioner: the model; what is trained is what requires a gradient.
@@ -138,21 +150,22 @@ class Trainer:
                 pulled = list(islice(stream, self.accumulate))
                 micro = [batch for batch, _ in pulled]
                 waited = sum(seconds for _, seconds in pulled)
-                terms, loss, norm = self._step(micro)
+                done = self._step(micro)
                 seconds = time.perf_counter() - started
                 yield StepReport(
                     step=self.step_count,
-                    loss=loss,
-                    terms=terms,
-                    grad_norm=norm,
+                    loss=done.loss,
+                    terms=done.terms,
+                    grad_norm=done.norm,
                     learning_rate=float(self.optimizer.param_groups[0]["lr"]),
                     tokens=sum(int((batch.weights > 0).sum()) for batch in micro),
                     seconds=seconds,
                     data_share=waited / seconds if seconds > 0 else 0.0,
+                    notes=done.notes,
                 )
 
-    def _step(self, micro: list[Any]) -> tuple[dict[str, float], float, float]:
-        """One optimizer step over all micro-batches: its terms, its loss, the gradient's length before clipping."""
+    def _step(self, micro: list[Any]) -> _Done:
+        """One optimizer step over all micro-batches."""
         totals = self._totals(micro)
         factor = 1.0 if self.schedule is None else self.schedule(self.step_count)
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
@@ -162,14 +175,20 @@ class Trainer:
             module.eval()
         device = self._parameters[0].device
         sums = dict.fromkeys(totals, 0.0)
+        noted: set[str] = set()
         loss = 0.0
+        objective = at_step(self.objective, self.step_count, self.seed)
         self.optimizer.zero_grad(set_to_none=True)
         with _seeded(device, self.seed, self.step_count):
             for batch in micro:
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    terms = self.objective(self.captioner, move(batch, device))
-                parts = {name: term.factor * term.sum / totals[name] for name, term in terms.items()}
-                scaled = torch.stack([part.reshape(()) for part in parts.values()]).sum()
+                    terms = objective(self.captioner, move(batch, device))
+                noted |= {name for name, term in terms.items() if term.factor is None}
+                parts = {
+                    name: (1.0 if term.factor is None else term.factor) * term.sum / totals[name]
+                    for name, term in terms.items()
+                }
+                scaled = torch.stack([part.reshape(()) for name, part in parts.items() if name not in noted]).sum()
                 for name, part in parts.items():
                     sums[name] += float(part.detach())
                 loss += float(scaled.detach())
@@ -181,7 +200,8 @@ class Trainer:
             raise self._not_finite("gradient", norm)
         self.optimizer.step()
         self.step_count += 1
-        return sums, loss, norm
+        notes = {name: sums.pop(name) for name in sorted(noted)}
+        return _Done(sums, notes, loss, norm)
 
     def _totals(self, micro: list[Any]) -> dict[str, float]:
         """Each term's total weight over the step: the one number that more than one process would have to share."""

@@ -12,6 +12,7 @@ from ..captioner import Captioner
 from ..data import Batches, Record
 from ..evaluation import evaluate, teacher_forced_loss
 from ..metrics.frequencies import DocumentFrequencies
+from .alarms import Manner
 
 __all__ = ["Validation", "validate"]
 
@@ -21,12 +22,14 @@ class Validation:
     """How good the captioner of one step is.
 
     scores: metric -> value over all validation photos, of captions that it made. signature: what these depend on.
-    loss: teacher-forced, nats a word. captions: those that were scored, in the order of the photos.
+    loss: teacher-forced, nats a word. manner: of the captions. captions: those that were scored, in the order of the
+    photos.
     """
 
     scores: Mapping[str, float]
     signature: str
     loss: float
+    manner: Manner
     captions: tuple[str, ...] = ()
 
 
@@ -69,7 +72,8 @@ def validate(
         )
         loss = teacher_forced_loss(captioner, map(batches.batch, range(batches.per_epoch)))
     captions = tuple(photo.caption for photo in found.photos)
-    return Validation(dict(found.scores.corpus), str(found.signature), loss, captions)
+    manner = Manner(found.health.mean_length, found.health.bad_ending_ratio)
+    return Validation(dict(found.scores.corpus), str(found.signature), loss, manner, captions)
 
 
 @contextmanager
