@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..checks import flag, whole
 from ..errors import ArgumentError, DataError
-from ..protocols import Features
+from ..protocols import Features, slice_features
 from .records import Record, listed
 
 __all__ = ["Batch", "Batches", "prefetched"]
@@ -48,6 +48,19 @@ class Batch(NamedTuple):
     targets: Tensor
     weights: Tensor
     trunk: bool
+
+    @property
+    def photos(self) -> int:
+        """N."""
+        return len(self.inputs if isinstance(self.inputs, Tensor) else self.inputs.pooled)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The photos start..stop-1 with their captions, as long as before: parts add up to the whole."""
+        slots = len(self.tokens) // self.photos
+        rows = slice(start * slots, stop * slots)
+        inputs = self.inputs
+        cut = inputs[start:stop] if isinstance(inputs, Tensor) else slice_features(inputs, start, stop)
+        return Batch(cut, self.tokens[rows], self.targets[rows], self.weights[rows], self.trunk)
 
 
 class Batches:

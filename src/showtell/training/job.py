@@ -6,9 +6,11 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
+
+from torch import nn
 
 from .. import hub
 from ..captioner import Captioner
@@ -26,6 +28,7 @@ from .objectives import CrossEntropy, DoublyStochastic, Objective
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import WarmupCosine
+from .stages import trunk_norms
 from .trainer import Trainer
 from .validation import Validation, validate
 
@@ -99,16 +102,17 @@ class Job:
         return step % (self.epoch * self.recipe.evaluate_every_epochs) == 0 or step == self.total
 
     def validation(self) -> Validation:
-        """How good the captioner is now."""
-        return validate(
-            self.captioner,
-            self.val,
-            self.judged,
-            frequencies=self.frequencies,
-            search=self.recipe.search,
-            weights_dtype=self.recipe.weights_dtype,
-            show=self.show,
-        )
+        """How good the captioner is now, with averaged weights where the recipe asks for an average."""
+        with self.trainer.averaged():
+            return validate(
+                self.captioner,
+                self.val,
+                self.judged,
+                frequencies=self.frequencies,
+                search=self.recipe.search,
+                weights_dtype=self.recipe.weights_dtype,
+                show=self.show,
+            )
 
 
 def open_data(data: Any, images: Any, image_column: str | None, caption_column: str | None) -> Dataset:
@@ -165,10 +169,11 @@ def prepare(
     objective = _objective(plan, captioner)
     records = [*training, *validating]
     bad = _wordless(records, captioner, skip_bad, say)
-    if trunk_trains(captioner.encoder):
+    trained = set(trunk_trains(captioner.encoder))
+    if trained:
         cache = None
         bad |= _unreadable(records, skip_bad, say, show)
-        say("the encoder's trunk is trained: photos are read anew for every batch")
+        say(_without_cache(plan, captioner, trained))
     else:
         cache = FeatureCache.build(
             folder.features,
@@ -211,6 +216,10 @@ def prepare(
         accumulate=plan.accumulate,
         clip_norm=plan.clip_norm or None,
         seed=plan.seed,
+        late={plan.encoder_start_epoch * epoch: [p for n, p in _parameters(captioner) if n in trained]},
+        keep_eval=trunk_norms(captioner.encoder) if plan.freeze_batch_norm and trained else (),
+        ema_decay=plan.ema_decay or None,
+        compiled=plan.compile,
     )
     judged = [records[i] for i in val_rows]
     if len(judged) == 1:
@@ -219,6 +228,22 @@ def prepare(
     frequencies = cached_frequencies(folder.frequencies, words, vocabulary=captioner.vocabulary)
     return Job(
         plan, folder, captioner, trainer, train, val, judged, frequencies, total, epoch, carried, story, say, show
+    )
+
+
+def _parameters(captioner: Captioner) -> Iterator[tuple[str, nn.Parameter]]:
+    return cast(nn.Module, captioner.encoder).named_parameters()
+
+
+def _without_cache(plan: Recipe, captioner: Captioner, trained: set[str]) -> str:
+    """Why photos are read anew for every batch, which costs many times what reading features does."""
+    part = f"{sum(p.numel() for n, p in _parameters(captioner) if n in trained):,} weights before its head"
+    start = plan.encoder_start_epoch
+    when = f" from epoch {start} on (they count from 0)" if start else ""
+    also = ", before that too" if start else ""
+    return (
+        f"the encoder's trunk is trained ({part}){when}: its features change with every step, so there is no feature "
+        f"cache and photos are read and encoded anew for every batch{also}"
     )
 
 

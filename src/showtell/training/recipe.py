@@ -17,6 +17,7 @@ from ..checks import choice, flag, number, whole
 from ..errors import ArgumentError, ComponentError, NotFoundError, ShowtellError
 from ..registry import find_component
 from ..search import parse_search
+from .precision import PRECISIONS
 
 __all__ = ["Recipe", "list_recipes", "load_recipe"]
 
@@ -36,7 +37,14 @@ _DECODER_OPTIONS = (
     "tied",
 )
 _SECTIONS = {
-    "encoder": ("encoder", "train_encoder", "encoder_learning_rate"),
+    "encoder": (
+        "encoder",
+        "train_encoder",
+        "encoder_learning_rate",
+        "layer_decay",
+        "encoder_start_epoch",
+        "freeze_batch_norm",
+    ),
     "decoder": ("decoder", *_DECODER_OPTIONS),
     "vocabulary": ("vocabulary", "min_count", "max_size", "lowercase"),
     "batch": ("photos", "captions", "max_length", "accumulate"),
@@ -50,6 +58,8 @@ _SECTIONS = {
         "label_smoothing",
         "clip_norm",
         "precision",
+        "ema_decay",
+        "compile",
         "seed",
     ),
     "objective": ("doubly_stochastic",),
@@ -79,6 +89,9 @@ class Recipe:
     encoder: str
     train_encoder: bool | tuple[str, ...]
     encoder_learning_rate: float
+    layer_decay: float
+    encoder_start_epoch: int
+    freeze_batch_norm: bool
     decoder: str
     embed_dim: int | None = None
     hidden_dim: int | None = None
@@ -110,6 +123,8 @@ class Recipe:
     label_smoothing: float
     clip_norm: float
     precision: str
+    ema_decay: float
+    compile: bool
     seed: int
     doubly_stochastic: float
     evaluate_every_epochs: int
@@ -127,6 +142,7 @@ class Recipe:
             ("captions", 1, 100),
             ("max_length", 1, 1000),
             ("accumulate", 1, 4096),
+            ("encoder_start_epoch", 0, 100_000),
             ("epochs", 1, 100_000),
             ("min_steps", 0, 10**8),
             ("warmup", 0, 10**8),
@@ -139,6 +155,8 @@ class Recipe:
             whole(key, getattr(self, key), low, high)
         for key, low_, high_ in (
             ("encoder_learning_rate", 0.0, 10.0),
+            ("layer_decay", 0.0, 1.0),
+            ("ema_decay", 0.0, 0.999999),
             ("learning_rate", 0.0, 10.0),
             ("carried_rate", 0.0, 1.0),
             ("weight_decay", 0.0, 1.0),
@@ -147,7 +165,14 @@ class Recipe:
             ("doubly_stochastic", 0.0, 1000.0),
         ):
             object.__setattr__(self, key, number(key, getattr(self, key), low_, high_))
-        choice("precision", self.precision, ("fp32", "bf16"))
+        choice("precision", self.precision, PRECISIONS)
+        flag("freeze_batch_norm", self.freeze_batch_norm)
+        flag("compile", self.compile)
+        if self.encoder_start_epoch >= self.epochs:
+            raise ArgumentError(
+                f"encoder_start_epoch = {self.encoder_start_epoch} never comes in a run of {self.epochs} epochs, which "
+                "count from 0; lower it, or raise epochs"
+            )
         choice("weights_dtype", self.weights_dtype, ("float32", "float16", "bfloat16"))
         if not isinstance(self.search, str):
             raise ArgumentError(f'search must be a text such as "beam:3", not {self.search!r:.100}')

@@ -204,6 +204,7 @@ def _measure_start(job: Job, progress: Progress) -> None:
 def _loop(job: Job, progress: Progress) -> None:
     clock = time.perf_counter()
     waited = worked = 0.0
+    told = job.trainer.skipped, job.trainer.photos_at_once
     with (
         bar(job.total, "training", unit="step", initial=job.trainer.step_count, show=job.show) as shown,
         closing(job.trainer.steps(job.train)) as steps,
@@ -215,6 +216,7 @@ def _loop(job: Job, progress: Progress) -> None:
             worked += report.seconds
             shown.update()
             shown.set_postfix_str(f"loss {report.loss:.3f}, data {waited / worked:.0%}")
+            told = _tell(job, report, told)
             evaluated = job.due(report.step)
             better = evaluated and _assess(job, progress, report, waited / worked, shown)
             if evaluated or report.step % job.recipe.save_every_steps == 0:
@@ -227,6 +229,22 @@ def _loop(job: Job, progress: Progress) -> None:
                 job.folder.publish(report.step, card(job, progress))
             if job.done(progress):
                 return
+
+
+def _tell(job: Job, report: StepReport, told: tuple[int, int | None]) -> tuple[int, int | None]:
+    """Say what is new: steps that were skipped, and a smaller number of photos at a time."""
+    skipped, at_once = told
+    if report.skipped > skipped:
+        job.say(
+            f"step {report.step:,}: skipped, as a float16 gradient isn't finite; the loss is scaled by half as much "
+            f"from here on ({report.skipped:,} skipped so far; a few are usual)"
+        )
+    if report.photos_at_once != at_once:
+        job.say(
+            f"step {report.step:,}: memory ran out; the same steps from here on, {report.photos_at_once} photos at "
+            "a time"
+        )
+    return report.skipped, report.photos_at_once
 
 
 def _assess(job: Job, progress: Progress, report: StepReport, data_share: float, shown: Any) -> bool:
@@ -272,10 +290,12 @@ def _text(found: Validation) -> str:
 
 def _save(job: Job, progress: Progress, step: int) -> None:
     frozen = {name for name, p in job.captioner.named_parameters() if not p.requires_grad}
-    model = {name: tensor for name, tensor in job.captioner.state_dict().items() if name not in frozen}
+    # Copies, as the captioner holds other values for a while: its file gets the average, training.pt the weights.
+    model = {name: tensor.clone() for name, tensor in job.captioner.state_dict().items() if name not in frozen}
     state = {"model": model, "trainer": job.trainer.state_dict(), "progress": asdict(progress)}
-    pieces = job.captioner.save_pieces(weights_dtype=job.recipe.weights_dtype)
-    job.folder.save(step, pieces, state, best=progress.best_step)
+    with job.trainer.averaged():
+        pieces = job.captioner.save_pieces(weights_dtype=job.recipe.weights_dtype)
+        job.folder.save(step, pieces, state, best=progress.best_step)
 
 
 def _check_start(init: Init, output: str | os.PathLike[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, Protocol
@@ -14,11 +14,14 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from ..checks import choice, number, whole
+from ..checks import flag, number, whole
 from ..data import prefetched
 from ..errors import ArgumentError, RunError
 from ..protocols import move
+from .average import WeightAverage
 from .objectives import Objective
+from .precision import Precision
+from .room import Room, norm_statistics, out_of_memory, put_back
 
 __all__ = ["BatchSource", "StepReport", "Trainer"]
 
@@ -37,7 +40,9 @@ class StepReport:
 
     step: how many steps are done, from 1. loss: the sum of factor * term. terms: each term, divided by its total
     weight. grad_norm: before clipping. learning_rate: of the first parameter group. tokens: real words seen.
-    seconds: of the whole step; data_share: the part of them, 0..1, spent waiting for data.
+    seconds: of the whole step; data_share: the part of them, 0..1, spent waiting for data. skipped: steps so far that
+    left the weights alone, as their float16 gradients weren't finite. photos_at_once: how many photos are computed at
+    a time since memory ran out; None: whole micro-batches.
     """
 
     step: int
@@ -48,6 +53,8 @@ class StepReport:
     tokens: int
     seconds: float
     data_share: float
+    skipped: int = 0
+    photos_at_once: int | None = None
 
 
 class Trainer:
@@ -79,15 +86,24 @@ class Trainer:
     is a function of (seed, step): a trainer that is loaded continues exactly, and the caller's random numbers are
     left alone. Modules without a trainable parameter stay in eval mode.
 
+    When memory runs out, the step is begun again with half as many photos at a time, and so are all steps after it. It
+    is the same step but for dropout's random numbers and batch norms that take their statistics from the batch.
+
     Args:
         captioner: the model; what is trained is what requires a gradient.
         objective: a loss in terms, `CrossEntropy()` for instance.
         optimizer: over the captioner's parameters; its learning rates are the base of the schedule.
         schedule: step (from 0) -> factor of the learning rates; default: always 1.
-        precision: "fp32", or "bf16" for bfloat16 autocast.
+        precision: "fp32", or "bf16" for bfloat16 autocast, or "fp16" for float16 autocast with a scaled loss: a step
+            whose gradients overflow is skipped, counted, and the scale halved.
         accumulate: micro-batches a step, 1..4096.
         clip_norm: the longest gradient allowed, over 0; None: no clipping.
         seed: of everything random in the model.
+        late: step (from 0) -> parameters that are frozen before it and trained from then on.
+        keep_eval: modules that stay in eval mode though their weights may train: batch norms whose statistics are to
+            stay.
+        ema_decay: keep a moving average of the weights, 0..0.999999, see `averaged`; None: none.
+        compiled: run the model through torch.compile. The captioner and the names of its weights stay as they are.
 
     Raises:
         ArgumentError: an option makes no sense.
@@ -100,17 +116,20 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         schedule: Callable[[int], float] | None = None,
         *,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
         accumulate: int = 1,
         clip_norm: float | None = None,
         seed: int = 0,
+        late: Mapping[int, Iterable[nn.Parameter]] | None = None,
+        keep_eval: Iterable[nn.Module] = (),
+        ema_decay: float | None = None,
+        compiled: bool = False,
     ) -> None:
         """Keep the parts; nothing runs before `steps`."""
         self.captioner = captioner
         self.objective = objective
         self.optimizer = optimizer
         self.schedule = schedule
-        self.precision = choice("precision", precision, ("fp32", "bf16"))
         self.accumulate = whole("accumulate", accumulate, 1, 4096)
         self.clip_norm = math.inf if clip_norm is None else number("clip_norm", clip_norm, 1e-9, 1e9)
         self.seed = whole("seed", seed, 0, 2**63 - 1)
@@ -118,8 +137,14 @@ class Trainer:
         self._parameters = [p for p in captioner.parameters() if p.requires_grad]
         if not self._parameters:
             raise ArgumentError("nothing to train: no parameter of the captioner requires a gradient")
+        self._precision = Precision(precision, self._parameters)
         self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
-        self._frozen = _frozen_modules(captioner)
+        self._late = {whole("late", step, 0, 2**62): list(found) for step, found in (late or {}).items()}
+        self._keep_eval = list(keep_eval)
+        self._average = None if ema_decay is None else WeightAverage(captioner, self._parameters, ema_decay)
+        self._model: Any = torch.compile(captioner) if flag("compiled", compiled) else captioner
+        self._room = Room()
+        self._freeze()
 
     def steps(self, batches: BatchSource) -> Generator[StepReport, None, None]:
         """Train for ever, from where the trainer stands; the caller stops by leaving the loop.
@@ -129,7 +154,8 @@ class Trainer:
 
         Raises:
             ArgumentError: the captioner can't be saved.
-            RunError: a loss or a gradient is not finite; the weights are those of the step before.
+            RunError: a loss or a gradient is not finite, or memory runs out with a single photo; the weights are
+                those of the step before.
         """
         self.captioner.save_pieces()
         with closing(prefetched(batches, self.step_count * self.accumulate)) as stream:
@@ -149,7 +175,26 @@ class Trainer:
                     tokens=sum(int((batch.weights > 0).sum()) for batch in micro),
                     seconds=seconds,
                     data_share=waited / seconds if seconds > 0 else 0.0,
+                    skipped=self.skipped,
+                    photos_at_once=self.photos_at_once,
                 )
+
+    @property
+    def skipped(self) -> int:
+        """Steps so far that left the weights alone."""
+        return self._precision.skipped
+
+    @property
+    def photos_at_once(self) -> int | None:
+        """How many photos are computed at a time since memory ran out; None: whole micro-batches."""
+        return self._room.photos
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The captioner with the averaged weights, for a while: to evaluate and to save; without `ema_decay` as it is.
+
+        It must not be trained meanwhile.
+        """
+        return nullcontext() if self._average is None else self._average.applied()
 
     def _step(self, micro: list[Any]) -> tuple[dict[str, float], float, float]:
         """One optimizer step over all micro-batches: its terms, its loss, the gradient's length before clipping."""
@@ -157,31 +202,69 @@ class Trainer:
         factor = 1.0 if self.schedule is None else self.schedule(self.step_count)
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * factor
+        if self.step_count in self._late:
+            self._freeze()
         self.captioner.train()
-        for module in self._frozen:
+        for module in (*self._frozen, *self._keep_eval):
             module.eval()
-        device = self._parameters[0].device
-        sums = dict.fromkeys(totals, 0.0)
-        loss = 0.0
-        self.optimizer.zero_grad(set_to_none=True)
-        with _seeded(device, self.seed, self.step_count):
-            for batch in micro:
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    terms = self.objective(self.captioner, move(batch, device))
-                parts = {name: term.factor * term.sum / totals[name] for name, term in terms.items()}
-                scaled = torch.stack([part.reshape(()) for part in parts.values()]).sum()
-                for name, part in parts.items():
-                    sums[name] += float(part.detach())
-                loss += float(scaled.detach())
-                if not math.isfinite(loss):
-                    raise self._not_finite("loss", loss)
-                scaled.backward()  # type: ignore[no-untyped-call]
+        statistics = norm_statistics(self.captioner)
+        while (sums := self._gradients(micro, totals)) is None:
+            put_back(statistics)
+        self._precision.unscale(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self.clip_norm))
-        if not math.isfinite(norm):
+        if math.isfinite(norm):
+            self._update()
+            if self._average is not None:
+                self._average.update()
+        elif not self._precision.may_skip():
             raise self._not_finite("gradient", norm)
-        self.optimizer.step()
         self.step_count += 1
-        return sums, loss, norm
+        return sums, math.fsum(sums.values()), norm
+
+    def _update(self) -> None:
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise RunError(
+                f"step {self.step_count + 1}: memory runs out for the optimizer's own numbers, two for each trained "
+                "weight with AdamW, however few photos there are at a time; train fewer weights (train_encoder = false "
+                "or its last parts only), take a smaller model, or another optimizer, and begin again from a checkpoint"
+            ) from error
+        self._precision.passed()
+
+    def _gradients(self, micro: list[Any], totals: dict[str, float]) -> dict[str, float] | None:
+        """Add up the gradients of a step; its terms, or None when memory ran out and there is less to do at a time."""
+        device = self._precision.device
+        sums = dict.fromkeys(totals, 0.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            with _seeded(device, self.seed, self.step_count):
+                for batch in micro:
+                    for part in self._room.parts(batch):
+                        self._add(part, totals, sums)
+            return sums
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            self.optimizer.zero_grad(set_to_none=True)
+            self._room.shrink(self.step_count + 1, error)
+        # Out here the error is gone, and with it the tensors that its traceback held.
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _add(self, batch: Any, totals: dict[str, float], sums: dict[str, float]) -> None:
+        """The gradients and the terms of one part of a step."""
+        with self._precision.autocast():
+            terms = self.objective(self._model, move(batch, self._precision.device))
+        parts = {name: term.factor * term.sum / totals[name] for name, term in terms.items()}
+        for name, part in parts.items():
+            sums[name] += float(part.detach())
+        if not math.isfinite(loss := math.fsum(sums.values())):
+            raise self._not_finite("loss", loss)
+        self._precision.backward(torch.stack([part.reshape(()) for part in parts.values()]).sum())
 
     def _totals(self, micro: list[Any]) -> dict[str, float]:
         """Each term's total weight over the step: the one number that more than one process would have to share."""
@@ -199,29 +282,49 @@ class Trainer:
 
     def _not_finite(self, what: str, value: float) -> RunError:
         self.optimizer.zero_grad(set_to_none=True)
-        bf16 = ' or precision="fp32"' if self.precision == "bf16" else ""
+        bf16 = ' or precision="fp32"' if self._precision.name != "fp32" else ""
         return RunError(
             f"step {self.step_count + 1}: the {what} is {value}; the weights are still those of the step before. Try "
             f"a lower learning rate, a longer warm-up, gradient clipping{bf16}; if it is so at step 1, look for "
             "values that aren't finite in the features or the weights"
         )
 
+    def _freeze(self) -> None:
+        """Freeze the parameters whose time hasn't come; what is frozen altogether will be in eval mode."""
+        for step, parameters in self._late.items():
+            for parameter in parameters:
+                parameter.requires_grad_(self.step_count >= step)
+        self._frozen = _frozen_modules(self.captioner)
+
     def state_dict(self) -> dict[str, Any]:
         """The step count and the optimizer's state; `torch.load(weights_only=True)` reads them back.
 
-        The captioner's weights are not in it: save `captioner.state_dict()` beside it to continue exactly.
+        With them, where there is such a thing: the averaged weights, the scale of fp16, and how many photos fit into
+        memory. The captioner's weights are not in it: save `captioner.state_dict()` beside it to continue exactly.
         """
-        return {"step": self.step_count, "optimizer": self.optimizer.state_dict()}
+        own = {"average": self._average and self._average.state_dict(), "scale": self._precision.state_dict()}
+        state: dict[str, Any] = {"step": self.step_count, "optimizer": self.optimizer.state_dict()}
+        state |= {name: value for name, value in own.items() if value is not None}
+        return state if self._room.photos is None else {**state, "photos_at_once": self._room.photos}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where the trainer that gave `state` stood; raises ArgumentError when it doesn't fit."""
-        if set(state) != {"step", "optimizer"}:
-            raise ArgumentError(f"a trainer's state holds step and optimizer, not {sorted(state)!r:.200}")
+        wanted = ["step", "optimizer"]
+        wanted += ["average"] * (self._average is not None) + ["scale"] * (self._precision.name == "fp16")
+        if set(state) - {"photos_at_once"} != set(wanted):
+            raise ArgumentError(f"this trainer's state holds {' and '.join(wanted)}, not {sorted(state)!r:.200}")
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
             raise ArgumentError(f"the optimizer's state belongs to another optimizer or model: {error}") from error
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        if "scale" in state:
+            self._precision.load_state_dict(state["scale"])
+        if "photos_at_once" in state:
+            self._room.photos = whole("photos_at_once", state["photos_at_once"], 1, 2**31)
         self.step_count = whole("step", state["step"], 0, 2**62)
+        self._freeze()
 
 
 def _frozen_modules(model: nn.Module) -> list[nn.Module]:
