@@ -15,6 +15,7 @@ from torch import Tensor
 from ..checks import flag, whole
 from ..errors import ArgumentError, DataError
 from ..protocols import Features, slice_features
+from .augment import Augmented, refused
 from .records import Record, listed
 
 __all__ = ["Batch", "Batches", "prefetched"]
@@ -97,10 +98,11 @@ class Batches:
         max_length: tokens a caption, the end token included, 2..10000.
         seed: of the order and the choice of captions.
         trunk: handed on in each batch.
+        augment: changes the photos that `inputs` gives, epoch by epoch; not with a cache's features.
 
     Raises:
         DataError: no records, or photos without a caption of at least one word.
-        ArgumentError: a value out of range.
+        ArgumentError: a value out of range, or augmentation of features.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Batches:
         max_length: int = 20,
         seed: int = 0,
         trunk: bool,
+        augment: Augmented | None = None,
     ) -> None:
         """Turn all captions into ids; no photo is read."""
         self.photos = whole("photos", photos, 1, 65536)
@@ -124,6 +127,9 @@ class Batches:
         if not records:
             raise DataError("no photos to make batches of; pass at least one record")
         self.inputs = inputs
+        self._augment = augment
+        if augment is not None and trunk:
+            raise refused(augment.augmentation)
         self._pad, self._start, self._end = vocabulary.pad_id, vocabulary.start_id, vocabulary.end_id
         self._encode(records, vocabulary)
         self.captions = min(captions, int(self._counts.max()))
@@ -211,8 +217,13 @@ class Batches:
             tokens[row, 0] = self._start
             tokens[row, 1:end] = targets[row, : end - 1]
         weights = np.arange(width) < steps[:, None]
+        inputs = self.inputs(positions.tolist())
+        if self._augment is not None:
+            if not isinstance(inputs, Tensor):
+                raise refused(self._augment.augmentation)
+            inputs = self._augment(inputs, positions.tolist(), epoch=epoch)
         return Batch(
-            self.inputs(positions.tolist()),
+            inputs,
             torch.from_numpy(tokens),
             torch.from_numpy(targets),
             torch.from_numpy(weights.astype(np.float32)),

@@ -14,7 +14,18 @@ from torch import nn
 
 from .. import hub
 from ..captioner import Captioner
-from ..data import Batches, CachedInputs, Dataset, FeatureCache, ImageInputs, Record, from_objects, read_dataset
+from ..data import (
+    Augmented,
+    Batches,
+    CachedInputs,
+    Dataset,
+    FeatureCache,
+    ImageInputs,
+    Record,
+    from_objects,
+    read_dataset,
+)
+from ..data.augment import refused
 from ..data.inputs import load_records
 from ..data.records import listed, wordless
 from ..errors import ArgumentError, DataError
@@ -170,6 +181,9 @@ def prepare(
     records = [*training, *validating]
     bad = _wordless(records, captioner, skip_bad, say)
     trained = set(trunk_trains(captioner.encoder))
+    augmentation = plan.augmentation()
+    if augmentation.names() and not trained:
+        raise refused(augmentation)
     if trained:
         cache = None
         bad |= _unreadable(records, skip_bad, say, show)
@@ -186,22 +200,25 @@ def prepare(
         )
         bad |= cache.bad
 
-    def batches(rows: list[int], seed: int) -> Batches:
+    def batches(rows: list[int], seed: int, augment: bool = False) -> Batches:
         if not rows:
             raise DataError(f"{len(bad):,} photos are left out; too few are left to train and to validate on")
         kept = [records[i] for i in rows]
+        spec = captioner.encoder.image_spec
+        augmented = Augmented(augmentation, kept, spec, seed=seed) if augment else None
         return Batches(
             kept,
             captioner.vocabulary,
-            ImageInputs(kept, captioner.encoder.image_spec) if cache is None else CachedInputs(cache, rows),
+            ImageInputs(kept, augmented.spec if augmented else spec) if cache is None else CachedInputs(cache, rows),
             photos=plan.photos,
             captions=plan.captions,
             max_length=plan.max_length,
             seed=seed,
             trunk=cache is not None,
+            augment=augmented,
         )
 
-    train = batches([i for i in range(len(training)) if i not in bad], plan.seed)
+    train = batches([i for i in range(len(training)) if i not in bad], plan.seed, bool(augmentation.names()))
     val_rows = [i for i in range(len(training), len(records)) if i not in bad]
     val = batches(val_rows, 0)
     # Few photos: an epoch goes through them several times, so that all epochs together have min_steps.

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..assembly import shapes_only
 from ..checks import choice, flag, number, whole
+from ..data import Augmentation
 from ..errors import ArgumentError, ComponentError, NotFoundError, ShowtellError
 from ..registry import find_component
 from ..search import parse_search
@@ -36,6 +37,7 @@ _DECODER_OPTIONS = (
     "max_positions",
     "tied",
 )
+_AUGMENTATION = ("flip", "flip_guard", "crop_area", "squash", "brightness", "contrast", "saturation")
 _SECTIONS = {
     "encoder": (
         "encoder",
@@ -47,6 +49,7 @@ _SECTIONS = {
     ),
     "decoder": ("decoder", *_DECODER_OPTIONS),
     "vocabulary": ("vocabulary", "min_count", "max_size", "lowercase"),
+    "augmentation": _AUGMENTATION,
     "batch": ("photos", "captions", "max_length", "accumulate"),
     "optimizer": (
         "epochs",
@@ -110,6 +113,13 @@ class Recipe:
     min_count: int
     max_size: int
     lowercase: bool
+    flip: float
+    flip_guard: tuple[str, ...]
+    crop_area: float
+    squash: float
+    brightness: float
+    contrast: float
+    saturation: float
     photos: int
     captions: int
     max_length: int
@@ -165,6 +175,8 @@ class Recipe:
             ("doubly_stochastic", 0.0, 1000.0),
         ):
             object.__setattr__(self, key, number(key, getattr(self, key), low_, high_))
+        for key, value in vars(self.augmentation()).items():
+            object.__setattr__(self, key, value)
         choice("precision", self.precision, PRECISIONS)
         flag("freeze_batch_norm", self.freeze_batch_norm)
         flag("compile", self.compile)
@@ -230,6 +242,10 @@ class Recipe:
         """What the decoder's class is called with, beside vocab_size and feature_dim."""
         return {key: getattr(self, key) for key in _DECODER_OPTIONS if getattr(self, key) is not None}
 
+    def augmentation(self) -> Augmentation:
+        """How photos are changed at random while training."""
+        return Augmentation(**{key: getattr(self, key) for key in _AUGMENTATION})
+
     def changed(self, overrides: Mapping[str, Any]) -> Recipe:
         """A copy with other values; raises ArgumentError for an unknown name, naming the nearest one.
 
@@ -248,9 +264,7 @@ class Recipe:
     def values(self) -> dict[str, Any]:
         """Setting -> value, as JSON and TOML have them; without the options that the decoder hasn't."""
         found = {key: value for key, value in asdict(self).items() if value is not None}
-        if isinstance(self.train_encoder, tuple):
-            found["train_encoder"] = list(self.train_encoder)
-        return found
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
 
 def list_recipes() -> dict[str, str]:

@@ -17,8 +17,8 @@ _CPU = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not 
 _GPU = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
 _FIXES = (
     '(1) precision = "bf16" (on a GPU), which halves what a photo takes; (2) fewer or shorter captions a photo: '
-    "captions and max_length in [batch]; (3) train less or a smaller model: train_encoder = false or its last parts only, "
-    "a smaller encoder or decoder"
+    "captions and max_length in [batch]; (3) train less, or a smaller model: train_encoder = false or its last parts "
+    "only, a smaller encoder or decoder"
 )
 
 
