@@ -192,7 +192,8 @@ def _blend(pixels: _Floats, other: _Floats | np.float32, share: float) -> _Float
 def _grey(pixels: _Floats) -> _Floats:
     """(3, H, W) -> (H, W): how bright each pixel looks."""
     red, green, blue = pixels
-    return red * _RED + green * _GREEN + blue * _BLUE
+    grey: _Floats = red * _RED + green * _GREEN + blue * _BLUE
+    return grey
 
 
 def _words(text: str) -> set[str]:

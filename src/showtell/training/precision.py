@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -50,9 +50,18 @@ class Precision:
         if self._scaler is not None and (other := {p.dtype for p in parameters} - {torch.float32}):
             raise ArgumentError(f'precision="fp16" needs float32 weights, not {other.pop()}; use captioner.float()')
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
         """Where the model and the loss are computed."""
-        return torch.autocast(self.device.type, _DTYPES.get(self.name), enabled=self.name != "fp32")
+        # oneDNN has no float16 LSTM for most processors; torch's own is slow, and there.
+        plain = self.name == "fp16" and self.device.type == "cpu"
+        before = torch.backends.mkldnn.enabled
+        with torch.autocast(self.device.type, _DTYPES.get(self.name), enabled=self.name != "fp32"):
+            try:
+                torch.backends.mkldnn.enabled = before and not plain  # type: ignore[assignment]
+                yield
+            finally:
+                torch.backends.mkldnn.enabled = before
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a part of the step, scaled."""
