@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from showtell.captioner import Captioner
@@ -19,8 +24,9 @@ from showtell.errors import ArgumentError
 from showtell.image_spec import ImageSpec
 from showtell.protocols import Features
 from showtell.testing import tiny_captioner
-from showtell.training import CrossEntropy, Trainer, load_recipe, train
+from showtell.training import CrossEntropy, Trainer, load_recipe, train, validation
 from showtell.training.assemble import make_optimizer
+from showtell.training.run_folder import RunFolder
 from showtell.training.stages import trunk_norms, trunk_stages
 from test_run import write_photos
 
@@ -216,3 +222,118 @@ def test_settings_of_the_encoder_that_make_no_sense_are_refused() -> None:
     ):
         with pytest.raises(ArgumentError, match=message):
             recipe.changed(settings)
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+EVERYTHING = {
+    "min_steps": 10, "photos": 4, "dropout": 0.4, "ema_decay": 0.9, "encoder_start_epoch": 1, "layer_decay": 0.5,
+    "flip": 0.5, "crop_area": 0.5, "squash": 1.3, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3,
+    "save_every_steps": 1, "freeze_batch_norm": False,
+}  # fmt: skip
+
+
+def run(photos: Path, output: Path, **settings: Any) -> None:
+    train(
+        read_dataset(photos), output, init=None, encoder=normed_captioner().encoder,
+        overrides={**SETTINGS, **EVERYTHING, **settings}, threads=1, show=False, say=lambda text: None,
+    )  # fmt: skip
+
+
+def killed_after(step: int, photos: Path, output: Path) -> None:
+    """In a process of its own: a run that is killed when the checkpoint of that step is written."""
+    save = RunFolder.save
+
+    def save_and_die(self: RunFolder, number: int, *args: Any, **options: Any) -> None:
+        save(self, number, *args, **options)
+        if number == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    RunFolder.save = save_and_die  # type: ignore[method-assign]
+    run(photos, output)
+
+
+def everything_in(folder: Path) -> dict[str, Any]:
+    state = torch.load(folder / "training.pt", weights_only=True)
+    state["progress"].pop("seconds")
+    for row in state["progress"]["rows"]:
+        row.pop("data_share")
+    return state | {"file": load_file(folder / "model.safetensors")}
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_ten_steps_are_five_a_kill_and_five_to_the_bit_with_everything_on(photos: Path, tmp_path: Path) -> None:
+    run(photos, tmp_path / "whole")
+    done = subprocess.run(
+        [sys.executable, __file__, "5", str(photos), str(tmp_path / "killed")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    steps = sorted((tmp_path / "killed" / "checkpoints").iterdir())
+    assert steps[-1].name == "step-00000005"
+    run(photos, tmp_path / "killed")
+    last = Path("checkpoints", "step-00000010")
+    whole, killed = (everything_in(tmp_path / name / last) for name in ("whole", "killed"))
+    assert same(whole, killed)
+    assert whole["trainer"]["average"]["count"] == 10
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "README.md"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_the_file_of_a_checkpoint_holds_the_average_and_training_pt_the_weights(photos: Path, tmp_path: Path) -> None:
+    validated: list[Tensor] = []
+    plain = validation.evaluate
+
+    def evaluate(captioner: Captioner, *args: Any, **options: Any) -> Any:
+        validated.append(captioner.encoder.project[0].weight.detach().clone())
+        return plain(captioner, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "evaluate", evaluate)
+        run(photos, tmp_path / "run", epochs=1, encoder_start_epoch=0, ema_decay=0.5)
+    found = everything_in(tmp_path / "run" / "checkpoints" / "step-00000010")
+    name = "encoder.project.0.weight"
+    assert torch.equal(found["file"][name], found["trainer"]["average"]["average"][name])
+    assert torch.equal(validated[-1], found["file"][name])
+    assert not torch.equal(found["model"][name], found["file"][name])
+    mean = "encoder.low.1.running_mean"
+    assert torch.equal(found["file"][mean], found["trainer"]["average"]["average"][mean])
+    before = everything_in(tmp_path / "run" / "checkpoints" / "step-00000009")
+    expected = 0.5 * before["file"][name] + 0.5 * found["model"][name]  # (1 + 9) / (10 + 9) is more than 0.5
+    torch.testing.assert_close(found["file"][name], expected)
+
+
+def test_a_run_says_when_memory_ran_out_and_when_steps_are_skipped(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Captioner.forward
+
+    def forward(self: Captioner, images: Any, tokens: Tensor, **options: Any) -> Any:
+        if torch.is_grad_enabled() and len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        forced = real(self, images, tokens, **options)
+        calls.append(len(images))
+        if len(calls) == 1:
+            forced.logits.register_hook(lambda grad: grad * torch.inf)
+        return forced
+
+    calls: list[int] = []
+    monkeypatch.setattr(Captioner, "forward", forward)
+    _, said = go(photos, tmp_path / "run", precision="fp16", encoder_learning_rate=1e-3)
+    assert sum("memory ran out" in line and "3 photos at a time" in line for line in said) == 1
+    assert sum("skipped, as a float16 gradient" in line and "(1 skipped so far" in line for line in said) == 1
+    assert max(calls) == 3
+
+
+if __name__ == "__main__":
+    killed_after(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
