@@ -118,15 +118,15 @@ def test_the_guarded_words_may_be_those_of_another_language() -> None:
 
 def test_cut_outs_have_the_asked_for_areas_and_shapes_and_lie_anywhere() -> None:
     # A photo that says where each pixel was: red grows to the right, green downwards.
-    across, down = torch.meshgrid(torch.linspace(0, 1, 60), torch.linspace(0, 1, 60), indexing="xy")
-    place = torch.stack([across, down, torch.zeros(60, 60)])
+    across, down = torch.meshgrid(torch.linspace(0, 1, 74), torch.linspace(0, 1, 74), indexing="xy")
+    place = torch.stack([across, down, torch.zeros(74, 74)])
     some = records(300)
     plan = Augmentation(crop_area=0.25, squash=1.5)
     work = augmented(plan, some, spec=ImageSpec(30, 30))
-    assert work.spec == ImageSpec(60, 60)  # a quarter of the area is as many pixels as the encoder asks for
+    assert work.spec == ImageSpec(74, 74)  # 30 pixels are in the shortest side of any cut-out, sqrt(0.25 / 1.5)
     found = work(place.expand(300, -1, -1, -1), range(300), epoch=0)
     spans = found.amax((2, 3))[:, :2] - found.amin((2, 3))[:, :2]
-    widths, heights = (spans * 59 + 1).T / 60
+    widths, heights = (spans * 73 + 1).T / 74
     areas, ratios = widths * heights, widths / heights
     assert areas.min() > 0.22
     assert 0.55 < areas.mean() < 0.66  # even in 0.25..1, a little less where stretching meets the edge
@@ -180,7 +180,8 @@ def test_a_crop_spec_keeps_its_share_of_the_photo() -> None:
     work = augmented(Augmentation(crop_area=0.25), records(1), spec=ImageSpec(20, 20, "crop", 30))
     assert work.spec == ImageSpec(40, 40, "crop", 60)
     huge = augmented(Augmentation(crop_area=0.05), records(1), spec=ImageSpec(3000, 4096))
-    assert (huge.spec.height, huge.spec.width) == (3000, 4096)
+    assert huge.spec == ImageSpec(3000, 4096)
+    assert augmented(Augmentation(crop_area=0.05), records(1), spec=ImageSpec(90, 2000, "crop")).spec.short_side == 4095
 
 
 def test_batches_give_the_photos_of_their_epoch() -> None:

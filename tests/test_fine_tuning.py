@@ -178,6 +178,19 @@ def test_stopping_before_at_and_after_the_start_changes_no_bit(stop: int) -> Non
     assert all(torch.equal(whole[-1][name], t) for name, t in resumed[-1].items())
 
 
+def test_a_late_start_that_makes_no_sense_is_refused() -> None:
+    captioner = normed_captioner()
+    optimizer = torch.optim.SGD(captioner.parameters(), lr=0.1)
+    for late, message in (
+        ({3: captioner.parameters()}, "nothing to train at step 0"),
+        ({3: nn.Linear(2, 2).parameters()}, "hasn't"),
+        ({-1: captioner.encoder.low.parameters()}, "late must be"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            Trainer(captioner, CrossEntropy(), optimizer, late=late)
+    assert all(p.requires_grad for p in captioner.parameters())
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("fine") / "photos")

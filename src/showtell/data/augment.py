@@ -26,7 +26,7 @@ _Floats = NDArray[np.float32]
 _RED, _GREEN, _BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
 _UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
 _OFF = {"flip": 0.0, "crop_area": 1.0, "squash": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
-_MOST_PIXELS = 4096
+_MOST_PIXELS = 4095  # a side, rounded up to at most 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,8 @@ class Augmented:
         self.seed = whole("seed", seed, 0, 2**63 - 1)
         self._size = (spec.height, spec.width)
         self._mode = "bicubic" if spec.interpolation in ("bicubic", "lanczos") else "bilinear"
-        larger = min(1 / math.sqrt(augmentation.crop_area), _MOST_PIXELS / max(spec.height, spec.width))
+        larger = math.sqrt(augmentation.squash / augmentation.crop_area)
+        larger = min(larger, _MOST_PIXELS / max(spec.height, spec.width, spec.short_side or 1))
         short = None if spec.short_side is None else math.ceil(spec.short_side * larger)
         height, width = (math.ceil(side * larger) for side in self._size)
         self.spec = replace(spec, height=height, width=width, short_side=short) if larger > 1 else spec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -53,15 +53,9 @@ class Precision:
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """Where the model and the loss are computed."""
-        # oneDNN has no float16 LSTM for most processors; torch's own is slow, and there.
-        plain = self.name == "fp16" and self.device.type == "cpu"
-        before = torch.backends.mkldnn.enabled
-        with torch.autocast(self.device.type, _DTYPES.get(self.name), enabled=self.name != "fp32"):
-            try:
-                torch.backends.mkldnn.enabled = before and not plain  # type: ignore[assignment]
-                yield
-            finally:
-                torch.backends.mkldnn.enabled = before
+        plain = _without_onednn() if self.name == "fp16" and self.device.type == "cpu" else nullcontext()
+        with plain, torch.autocast(self.device.type, _DTYPES.get(self.name), enabled=self.name != "fp32"):
+            yield
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a part of the step, scaled."""
@@ -101,3 +95,14 @@ class Precision:
         assert self._scaler is not None
         self._scaler.load_state_dict(dict(state["scaler"]))
         self.skipped = int(state["skipped"])
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """oneDNN has no float16 LSTM for most processors; torch's own is slow, and there."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before

@@ -141,6 +141,7 @@ class Trainer:
         self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._late = {whole("late", step, 0, 2**62): list(found) for step, found in (late or {}).items()}
         self._keep_eval = list(keep_eval)
+        self._check_late()
         self._average = None if ema_decay is None else WeightAverage(captioner, self._parameters, ema_decay)
         self._model: Any = torch.compile(captioner) if flag("compiled", compiled) else captioner
         self._room = Room()
@@ -288,6 +289,14 @@ class Trainer:
             f"a lower learning rate, a longer warm-up, gradient clipping{bf16}; if it is so at step 1, look for "
             "values that aren't finite in the features or the weights"
         )
+
+    def _check_late(self) -> None:
+        trained = {id(parameter) for parameter in self._parameters}
+        waiting = {id(p): step for step, parameters in self._late.items() for p in parameters}
+        if waiting.keys() - trained:
+            raise ArgumentError("late names parameters that the captioner hasn't, or that don't require a gradient")
+        if not trained - {p for p, step in waiting.items() if step > 0}:
+            raise ArgumentError("late leaves nothing to train at step 0; leave some parameters out of it")
 
     def _freeze(self) -> None:
         """Freeze the parameters whose time hasn't come; what is frozen altogether will be in eval mode."""
