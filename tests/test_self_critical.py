@@ -533,3 +533,44 @@ def test_references_are_all_captions_uncut_and_cross_entropy_gets_none() -> None
     assert batch.photos == (0,)
     assert batches.batch(0).references is None
     assert CrossEntropy().weights(batch) == CrossEntropy().weights(batches.batch(0))
+
+
+def test_a_batch_that_is_cut_keeps_the_photos_positions_and_references() -> None:
+    batch = make_batches(tiny_captioner()).batch(0)
+    part = batch.part(2, 5)
+    assert (part.photo_count, part.photos) == (3, batch.photos[2:5])
+    assert batch.references is not None
+    assert part.references == batch.references[2:5]
+    assert torch.equal(part.tokens, batch.tokens[4:10])
+
+
+def test_when_memory_runs_out_half_as_many_photos_at_a_time_are_the_same_step() -> None:
+    class Cramped(SelfCritical):
+        room = 8
+
+        def __call__(self, captioner: Any, batch: Any) -> Any:
+            terms = super().__call__(captioner, batch)
+            sizes.append(len(batch.inputs))
+            if len(batch.inputs) > self.room:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return terms
+
+    def after(room: int) -> tuple[list[StepReport], list[Tensor]]:
+        captioner = tiny_captioner().double()
+        batches = make_batches(captioner, dtype=torch.float64)
+        objective = Cramped(cider(batches), samples=3, max_length=8)
+        objective.room = room
+        trainer = Trainer(captioner, objective, torch.optim.SGD(captioner.parameters(), lr=0.1))
+        return list(islice(trainer.steps(batches), 2)), [p.detach().clone() for p in captioner.parameters()]
+
+    sizes: list[int] = []
+    whole, expected = after(8)
+    assert sizes == [8, 8]
+    sizes.clear()
+    cut, found = after(3)
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+    for a, b in zip(whole, cut, strict=True):
+        assert b.notes == pytest.approx(a.notes, rel=1e-9)
+        assert b.loss == pytest.approx(a.loss, abs=1e-9)
+    for p, q in zip(expected, found, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-12)

@@ -1,5 +1,6 @@
 """Data: records, readers, the feature cache and batches."""
 
+from .augment import Augmentation, Augmented
 from .batches import Batch, Batches, prefetched
 from .cache import FeatureCache
 from .inputs import CachedInputs, ImageInputs
@@ -8,6 +9,8 @@ from .readers import read_dataset
 from .records import Dataset, Problem, Record
 
 __all__ = [
+    "Augmentation",
+    "Augmented",
     "Batch",
     "Batches",
     "CachedInputs",

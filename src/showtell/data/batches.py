@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..checks import flag, whole
 from ..errors import ArgumentError, DataError
-from ..protocols import Features
+from ..protocols import Features, slice_features
+from .augment import Augmented, refused
 from .records import Record, listed
 
 __all__ = ["Batch", "Batches", "prefetched"]
@@ -56,6 +57,26 @@ class Batch(NamedTuple):
     photos: tuple[int, ...] = ()
     references: References | None = None
 
+    @property
+    def photo_count(self) -> int:
+        """N."""
+        return len(self.inputs if isinstance(self.inputs, Tensor) else self.inputs.pooled)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The photos start..stop-1 with their captions, as long as before: parts add up to the whole."""
+        slots = len(self.tokens) // self.photo_count
+        rows = slice(start * slots, stop * slots)
+        inputs = self.inputs
+        return Batch(
+            inputs[start:stop] if isinstance(inputs, Tensor) else slice_features(inputs, start, stop),
+            self.tokens[rows],
+            self.targets[rows],
+            self.weights[rows],
+            self.trunk,
+            self.photos[start:stop],
+            None if self.references is None else self.references[start:stop],
+        )
+
 
 class Batches:
     """Every photo once an epoch, with up to `captions` of its captions, photos of like length together.
@@ -91,10 +112,11 @@ class Batches:
         max_length: tokens a caption, the end token included, 2..10000.
         seed: of the order and the choice of captions.
         trunk: handed on in each batch.
+        augment: changes the photos that `inputs` gives, epoch by epoch; not with a cache's features.
 
     Raises:
         DataError: no records, or photos without a caption of at least one word.
-        ArgumentError: a value out of range.
+        ArgumentError: a value out of range, or augmentation of features.
     """
 
     def __init__(
@@ -108,6 +130,7 @@ class Batches:
         max_length: int = 20,
         seed: int = 0,
         trunk: bool,
+        augment: Augmented | None = None,
     ) -> None:
         """Turn all captions into ids; no photo is read."""
         self.photos = whole("photos", photos, 1, 65536)
@@ -119,6 +142,9 @@ class Batches:
         if not records:
             raise DataError("no photos to make batches of; pass at least one record")
         self.inputs = inputs
+        self._augment = augment
+        if augment is not None and trunk:
+            raise refused(augment.augmentation)
         self._pad, self._start, self._end = vocabulary.pad_id, vocabulary.start_id, vocabulary.end_id
         self._encode(records, vocabulary)
         self.captions = min(captions, int(self._counts.max()))
@@ -235,8 +261,13 @@ class Batches:
             tokens[row, 1:end] = targets[row, : end - 1]
         weights = np.arange(width) < steps[:, None]
         photos = tuple(positions.tolist())
+        inputs = self.inputs(list(photos))
+        if self._augment is not None:
+            if not isinstance(inputs, Tensor):
+                raise refused(self._augment.augmentation)
+            inputs = self._augment(inputs, photos, epoch=epoch)
         return Batch(
-            self.inputs(list(photos)),
+            inputs,
             torch.from_numpy(tokens),
             torch.from_numpy(targets),
             torch.from_numpy(weights.astype(np.float32)),

@@ -21,6 +21,7 @@ from ..protocols import Encoder, SplitEncoder, as_features
 from ..registry import component_name, find_component
 from ..vocabulary import Vocabulary
 from .recipe import Recipe
+from .stages import trunk_stages
 from .vocab_transfer import with_vocabulary
 
 __all__ = [
@@ -238,22 +239,33 @@ def trunk_trains(encoder: Encoder) -> list[str]:
 
 
 def make_optimizer(captioner: Captioner, recipe: Recipe, *, carried: bool = False) -> torch.optim.Optimizer:
-    """AdamW; the encoder's trunk has a learning rate of its own, vectors (biases, norms) have no weight decay.
+    """AdamW; the encoder's trunk has learning rates of its own, vectors (biases, norms) have no weight decay.
+
+    The last stage of the trunk learns at `recipe.encoder_learning_rate`, each stage before it at
+    `recipe.layer_decay` times the rate of the one after it; stages that aren't trained count too.
 
     carried: the captioner was trained before, so the rest learns at `recipe.carried_rate` times the rate.
     """
     rate = recipe.learning_rate * (recipe.carried_rate if carried else 1.0)
-    trunk = {f"encoder.{name}" for name in trunk_trains(captioner.encoder)}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    depths = _depths(captioner.encoder)
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in captioner.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((name in trunk, parameter.ndim > 1), []).append(parameter)
+            depth = depths.get(name)
+            own = rate if depth is None else recipe.encoder_learning_rate * recipe.layer_decay**depth
+            groups.setdefault((depth is not None, -own, parameter.ndim > 1), []).append(parameter)
     settings = [
-        {
-            "params": parameters,
-            "lr": recipe.encoder_learning_rate if slow else rate,
-            "weight_decay": recipe.weight_decay if decays else 0.0,
-        }
-        for (slow, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        {"params": parameters, "lr": -minus, "weight_decay": recipe.weight_decay if decays else 0.0}
+        for (_, minus, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
     return torch.optim.AdamW(settings, fused=captioner.device.type in ("cpu", "cuda"))
+
+
+def _depths(encoder: Encoder) -> dict[str, int]:
+    """Name in the captioner of each trained parameter of the trunk -> how many stages lie between it and the head."""
+    if not trunk_trains(encoder):
+        return {}
+    module = cast(nn.Module, encoder)
+    head = _head_names(encoder)
+    stages = trunk_stages(module, [name for name, _ in module.named_parameters() if name not in head])
+    return {f"encoder.{name}": depth for depth, names in enumerate(reversed(stages)) for name in names}

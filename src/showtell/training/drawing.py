@@ -25,8 +25,9 @@ class Encoded(NamedTuple):
 
 
 def bare(captioner: Any) -> Any:
-    """The captioner itself, where something such as DistributedDataParallel is wrapped around it."""
+    """The captioner itself, where something such as DistributedDataParallel or torch.compile is wrapped around it."""
     inner = captioner.module if isinstance(captioner, nn.parallel.DistributedDataParallel) else captioner
+    inner = getattr(inner, "_orig_mod", inner)
     if not hasattr(inner, "vocabulary") or not hasattr(inner, "decoder"):
         raise ArgumentError(
             f"drawing captions takes a Captioner, not {type(inner).__name__}, which has no decoder and vocabulary"

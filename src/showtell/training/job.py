@@ -5,12 +5,25 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
+from torch import nn
+
 from ..captioner import Captioner
-from ..data import Batches, CachedInputs, Dataset, FeatureCache, ImageInputs, Record, from_objects, read_dataset
+from ..data import (
+    Augmented,
+    Batches,
+    CachedInputs,
+    Dataset,
+    FeatureCache,
+    ImageInputs,
+    Record,
+    from_objects,
+    read_dataset,
+)
+from ..data.augment import refused
 from ..data.inputs import load_records
 from ..data.records import listed, wordless
 from ..errors import DataError
@@ -26,6 +39,7 @@ from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import WarmupCosine
 from .self_critical import SelfCritical
+from .stages import trunk_norms
 from .trainer import StepReport, Trainer
 from .validation import Validation, validate
 
@@ -104,7 +118,8 @@ class Job:
     val: batches of the photos to choose by. judged: their records. frequencies: document frequencies of their captions.
     total: steps in all, up to the end of this part. epoch: steps an epoch. carried: it starts from a trained captioner.
     about: where it all came from, for the model card. reference_words: of the judged, on average. photos: to train on.
-    before: steps that the part before this one took. scores: whether this part is self-critical.
+    trained: the encoder's weights before its head that are trained, now or later. before: steps that the part before
+    this one took. scores: whether this part is self-critical.
     """
 
     recipe: Recipe
@@ -123,6 +138,7 @@ class Job:
     show: bool | None
     reference_words: float
     photos: int
+    trained: frozenset[str]
     before: int = 0
     scores: bool = False
 
@@ -137,7 +153,10 @@ class Job:
         train = self.train.with_references()
         total = self.epoch * plan.self_critical_epochs
         objective = of_scores(plan, self.captioner, train, self.photos, self.folder.reward_frequencies)
-        trainer = _trainer(plan, self.captioner, objective, total, carried=False)
+        for name, parameter in _parameters(self.captioner):  # some may still have been frozen: see encoder_start_epoch
+            parameter.requires_grad_(parameter.requires_grad or name in self.trained)
+        late = max(0, plan.encoder_start_epoch * self.epoch - before)
+        trainer = _trainer(plan, self.captioner, objective, total, late=late, carried=False)
         return replace(self, trainer=trainer, train=train, total=before + total, before=before, scores=True)
 
     def done(self, progress: Progress) -> bool:
@@ -150,16 +169,17 @@ class Job:
         return (step - self.before) % (self.epoch * self.recipe.evaluate_every_epochs) == 0 or step == self.total
 
     def validation(self) -> Validation:
-        """How good the captioner is now."""
-        return validate(
-            self.captioner,
-            self.val,
-            self.judged,
-            frequencies=self.frequencies,
-            search=self.recipe.search,
-            weights_dtype=self.recipe.weights_dtype,
-            show=self.show,
-        )
+        """How good the captioner is now, with averaged weights where the recipe asks for an average."""
+        with self.trainer.averaged():
+            return validate(
+                self.captioner,
+                self.val,
+                self.judged,
+                frequencies=self.frequencies,
+                search=self.recipe.search,
+                weights_dtype=self.recipe.weights_dtype,
+                show=self.show,
+            )
 
 
 def open_data(data: Any, images: Any, image_column: str | None, caption_column: str | None) -> Dataset:
@@ -216,10 +236,14 @@ def prepare(
     check_objective(plan, captioner, carried=carried)
     records = [*training, *validating]
     bad = _wordless(records, captioner, skip_bad, say)
-    if trunk_trains(captioner.encoder):
+    trained = frozenset(trunk_trains(captioner.encoder))
+    augmentation = plan.augmentation()
+    if augmentation.names() and not trained:
+        raise refused(augmentation)
+    if trained:
         cache = None
         bad |= _unreadable(records, skip_bad, say, show)
-        say("the encoder's trunk is trained: photos are read anew for every batch")
+        say(_without_cache(plan, captioner, trained))
     else:
         cache = FeatureCache.build(
             folder.features,
@@ -232,23 +256,26 @@ def prepare(
         )
         bad |= cache.bad
 
-    def batches(rows: list[int], seed: int) -> Batches:
+    def batches(rows: list[int], seed: int, augment: bool = False) -> Batches:
         if not rows:
             raise DataError(f"{len(bad):,} photos are left out; too few are left to train and to validate on")
         kept = [records[i] for i in rows]
+        spec = captioner.encoder.image_spec
+        augmented = Augmented(augmentation, kept, spec, seed=seed) if augment else None
         return Batches(
             kept,
             captioner.vocabulary,
-            ImageInputs(kept, captioner.encoder.image_spec) if cache is None else CachedInputs(cache, rows),
+            ImageInputs(kept, augmented.spec if augmented else spec) if cache is None else CachedInputs(cache, rows),
             photos=plan.photos,
             captions=plan.captions,
             max_length=plan.max_length,
             seed=seed,
             trunk=cache is not None,
+            augment=augmented,
         )
 
     train_rows = [i for i in range(len(training)) if i not in bad]
-    train = batches(train_rows, plan.seed)
+    train = batches(train_rows, plan.seed, bool(augmentation.names()))
     val_rows = [i for i in range(len(training), len(records)) if i not in bad]
     val = batches(val_rows, 0)
     # Few photos: an epoch goes through them several times, so that all epochs together have min_steps.
@@ -260,7 +287,7 @@ def prepare(
         objective = of_scores(plan, captioner, train, len(train_rows), folder.reward_frequencies)
     else:
         objective = of_words(plan, total)
-    trainer = _trainer(plan, captioner, objective, total, carried=carried)
+    trainer = _trainer(plan, captioner, objective, total, late=plan.encoder_start_epoch * epoch, carried=carried)
     judged = [records[i] for i in val_rows]
     if len(judged) == 1:
         say(f"one validation photo: its {CHOSEN_BY} is 0 whatever the caption, so the teacher-forced loss chooses")
@@ -284,12 +311,19 @@ def prepare(
         show,
         reference_words=sum(lengths) / len(lengths),
         photos=len(train_rows),
+        trained=trained,
         scores=plan.objective == "self-critical",
     )
 
 
-def _trainer(plan: Recipe, captioner: Captioner, objective: Objective, total: int, *, carried: bool) -> Trainer:
-    """A part's trainer, of `total` steps; a self-critical one has a learning rate of its own."""
+def _trainer(
+    plan: Recipe, captioner: Captioner, objective: Objective, total: int, *, late: int, carried: bool
+) -> Trainer:
+    """A part's trainer, of `total` steps; a self-critical one has a learning rate of its own.
+
+    late: the step of this part that the encoder's trunk is trained from.
+    """
+    trained = set(trunk_trains(captioner.encoder))
     if isinstance(objective, SelfCritical):
         plan, carried = plan.changed({"learning_rate": plan.self_critical_learning_rate}), False
     return Trainer(
@@ -301,6 +335,26 @@ def _trainer(plan: Recipe, captioner: Captioner, objective: Objective, total: in
         accumulate=plan.accumulate,
         clip_norm=plan.clip_norm or None,
         seed=plan.seed,
+        late={late: [p for n, p in _parameters(captioner) if n in trained]},
+        keep_eval=trunk_norms(captioner.encoder) if plan.freeze_batch_norm and trained else (),
+        ema_decay=plan.ema_decay or None,
+        compiled=plan.compile,
+    )
+
+
+def _parameters(captioner: Captioner) -> Iterator[tuple[str, nn.Parameter]]:
+    return cast(nn.Module, captioner.encoder).named_parameters()
+
+
+def _without_cache(plan: Recipe, captioner: Captioner, trained: Collection[str]) -> str:
+    """Why photos are read anew for every batch, which costs many times what reading features does."""
+    part = f"{sum(p.numel() for n, p in _parameters(captioner) if n in trained):,} weights before its head"
+    start = plan.encoder_start_epoch
+    when = f" from epoch {start} on (they count from 0)" if start else ""
+    also = ", before that too" if start else ""
+    return (
+        f"the encoder's trunk is trained ({part}){when}: its features change with every step, so there is no feature "
+        f"cache and photos are read and encoded anew for every batch{also}"
     )
 
 

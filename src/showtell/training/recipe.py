@@ -15,9 +15,11 @@ from typing import Any
 
 from ..assembly import shapes_only
 from ..checks import choice, flag, number, whole
+from ..data import Augmentation
 from ..errors import ArgumentError, ComponentError, NotFoundError, ShowtellError
 from ..registry import find_component
 from ..search import parse_search
+from .precision import PRECISIONS
 
 __all__ = ["Recipe", "list_recipes", "load_recipe"]
 
@@ -36,10 +38,19 @@ _DECODER_OPTIONS = (
     "max_positions",
     "tied",
 )
+_AUGMENTATION = ("flip", "flip_guard", "crop_area", "squash", "brightness", "contrast", "saturation")
 _SECTIONS = {
-    "encoder": ("encoder", "train_encoder", "encoder_learning_rate"),
+    "encoder": (
+        "encoder",
+        "train_encoder",
+        "encoder_learning_rate",
+        "layer_decay",
+        "encoder_start_epoch",
+        "freeze_batch_norm",
+    ),
     "decoder": ("decoder", *_DECODER_OPTIONS),
     "vocabulary": ("vocabulary", "min_count", "max_size", "lowercase"),
+    "augmentation": _AUGMENTATION,
     "batch": ("photos", "captions", "max_length", "accumulate"),
     "optimizer": (
         "epochs",
@@ -51,6 +62,8 @@ _SECTIONS = {
         "label_smoothing",
         "clip_norm",
         "precision",
+        "ema_decay",
+        "compile",
         "seed",
     ),
     "objective": ("objective", "doubly_stochastic", "sampling", "sampling_rise"),
@@ -90,6 +103,9 @@ class Recipe:
     encoder: str
     train_encoder: bool | tuple[str, ...]
     encoder_learning_rate: float
+    layer_decay: float
+    encoder_start_epoch: int
+    freeze_batch_norm: bool
     decoder: str
     embed_dim: int | None = None
     hidden_dim: int | None = None
@@ -108,6 +124,13 @@ class Recipe:
     min_count: int
     max_size: int
     lowercase: bool
+    flip: float
+    flip_guard: tuple[str, ...]
+    crop_area: float
+    squash: float
+    brightness: float
+    contrast: float
+    saturation: float
     photos: int
     captions: int
     max_length: int
@@ -121,6 +144,8 @@ class Recipe:
     label_smoothing: float
     clip_norm: float
     precision: str
+    ema_decay: float
+    compile: bool
     seed: int
     objective: str
     doubly_stochastic: float
@@ -149,6 +174,7 @@ class Recipe:
             ("captions", 1, 100),
             ("max_length", 1, 1000),
             ("accumulate", 1, 4096),
+            ("encoder_start_epoch", 0, 100_000),
             ("epochs", 1, 100_000),
             ("min_steps", 0, 10**8),
             ("warmup", 0, 10**8),
@@ -164,6 +190,8 @@ class Recipe:
             whole(key, getattr(self, key), low, high)
         for key, low_, high_ in (
             ("encoder_learning_rate", 0.0, 10.0),
+            ("layer_decay", 0.0, 1.0),
+            ("ema_decay", 0.0, 0.999999),
             ("learning_rate", 0.0, 10.0),
             ("carried_rate", 0.0, 1.0),
             ("weight_decay", 0.0, 1.0),
@@ -176,8 +204,17 @@ class Recipe:
             ("self_critical_length", 0.0, 100.0),
         ):
             object.__setattr__(self, key, number(key, getattr(self, key), low_, high_))
+        for key, value in vars(self.augmentation()).items():
+            object.__setattr__(self, key, value)
         self._check_objective()
-        choice("precision", self.precision, ("fp32", "bf16"))
+        choice("precision", self.precision, PRECISIONS)
+        flag("freeze_batch_norm", self.freeze_batch_norm)
+        flag("compile", self.compile)
+        if self.encoder_start_epoch >= self.epochs:
+            raise ArgumentError(
+                f"encoder_start_epoch = {self.encoder_start_epoch} never comes in a run of {self.epochs} epochs, which "
+                "count from 0; lower it, or raise epochs"
+            )
         choice("weights_dtype", self.weights_dtype, ("float32", "float16", "bfloat16"))
         if not isinstance(self.search, str):
             raise ArgumentError(f'search must be a text such as "beam:3", not {self.search!r:.100}')
@@ -254,6 +291,10 @@ class Recipe:
         """What the decoder's class is called with, beside vocab_size and feature_dim."""
         return {key: getattr(self, key) for key in _DECODER_OPTIONS if getattr(self, key) is not None}
 
+    def augmentation(self) -> Augmentation:
+        """How photos are changed at random while training."""
+        return Augmentation(**{key: getattr(self, key) for key in _AUGMENTATION})
+
     def changed(self, overrides: Mapping[str, Any]) -> Recipe:
         """A copy with other values; raises ArgumentError for an unknown name, naming the nearest one.
 
@@ -272,9 +313,7 @@ class Recipe:
     def values(self) -> dict[str, Any]:
         """Setting -> value, as JSON and TOML have them; without the options that the decoder hasn't."""
         found = {key: value for key, value in asdict(self).items() if value is not None}
-        if isinstance(self.train_encoder, tuple):
-            found["train_encoder"] = list(self.train_encoder)
-        return found
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
     def toml(self) -> str:
         """The recipe as a file that `load_recipe` reads back to an equal one.

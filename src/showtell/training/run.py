@@ -221,12 +221,14 @@ def _finish(job: Job, progress: Progress, book: Logbook) -> TrainResult:
 
 
 def _second(job: Job, progress: Progress, book: Logbook) -> Job:
-    """The self-critical part: from the best step so far, with a trainer of its own.
+    """The self-critical part: from the best step so far, as it was validated, with a trainer of its own.
 
     A function of what the checkpoints hold, so that a run that is killed here comes here again.
     """
     assert progress.best_step is not None
-    job.captioner.load_state_dict(job.folder.state(progress.best_step)["model"], strict=False)
+    best = job.folder.state(progress.best_step)
+    average = best["trainer"].get("average", {}).get("average", {})
+    job.captioner.load_state_dict({**best["model"], **average}, strict=False)
     progress.begin_second(job.step)
     second = job.second(job.step)
     book.turn(second)
@@ -250,10 +252,12 @@ def _measure_start(job: Job, progress: Progress, book: Logbook) -> None:
 
 def _loop(job: Job, progress: Progress, book: Logbook) -> None:
     clock = time.perf_counter()
+    told = job.trainer.skipped, job.trainer.photos_at_once
     with closing(job.trainer.steps(job.train)) as steps:
         for each in steps:
             report = replace(each, step=job.step)
             book.step(report)
+            told = _tell(book, report, told)
             evaluated = job.due(report.step)
             better = evaluated and _assess(job, progress, report, book)
             if evaluated or report.step % job.recipe.save_every_steps == 0:
@@ -266,6 +270,22 @@ def _loop(job: Job, progress: Progress, book: Logbook) -> None:
                 book.write("running")
             if job.done(progress):
                 return
+
+
+def _tell(book: Logbook, report: StepReport, told: tuple[int, int | None]) -> tuple[int, int | None]:
+    """Say what is new: steps that were skipped, and a smaller number of photos at a time."""
+    skipped, at_once = told
+    if report.skipped > skipped:
+        book.tell(
+            f"step {report.step:,}: skipped, as a float16 gradient isn't finite; the loss is scaled by half as much "
+            f"from here on ({report.skipped:,} skipped so far; a few are usual)"
+        )
+    if report.photos_at_once != at_once:
+        book.tell(
+            f"step {report.step:,}: memory ran out; the same steps from here on, {report.photos_at_once} photos at "
+            "a time"
+        )
+    return report.skipped, report.photos_at_once
 
 
 def _assess(job: Job, progress: Progress, report: StepReport, book: Logbook) -> bool:
@@ -281,11 +301,14 @@ def _assess(job: Job, progress: Progress, report: StepReport, book: Logbook) -> 
 
 
 def _save(job: Job, progress: Progress, step: int) -> None:
-    frozen = {name for name, p in job.captioner.named_parameters() if not p.requires_grad}
-    model = {name: tensor for name, tensor in job.captioner.state_dict().items() if name not in frozen}
+    later = {f"encoder.{name}" for name in job.trained}  # trained from another epoch on, or in the second part
+    frozen = {name for name, p in job.captioner.named_parameters() if not p.requires_grad} - later
+    # Copies, as the captioner holds other values for a while: its file gets the average, training.pt the weights.
+    model = {name: tensor.clone() for name, tensor in job.captioner.state_dict().items() if name not in frozen}
     state = {"model": model, "trainer": job.trainer.state_dict(), "progress": asdict(progress)}
-    pieces = job.captioner.save_pieces(weights_dtype=job.recipe.weights_dtype)
-    job.folder.save(step, pieces, state, best=progress.best_step)
+    with job.trainer.averaged():
+        pieces = job.captioner.save_pieces(weights_dtype=job.recipe.weights_dtype)
+        job.folder.save(step, pieces, state, best=progress.best_step)
 
 
 def _check_start(init: Init, output: str | os.PathLike[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol
@@ -14,11 +14,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from ..checks import choice, number, whole
+from ..checks import flag, number, whole
 from ..data import prefetched
 from ..errors import ArgumentError, RunError
 from ..protocols import move
+from .average import WeightAverage
 from .objectives import Objective, at_step
+from .precision import Precision
+from .room import Room, norm_statistics, out_of_memory, put_back
 
 __all__ = ["BatchSource", "StepReport", "Trainer"]
 
@@ -38,7 +41,9 @@ class StepReport:
     step: how many steps are done, from 1. loss: the sum of factor * term. terms: each term, divided by its total
     weight. grad_norm: before clipping. learning_rate: of the first parameter group. tokens: real words seen.
     seconds: of the whole step; data_share: the part of them, 0..1, spent waiting for data. notes: what the objective
-    only notes, divided alike (the mean reward, say).
+    only notes, divided alike (the mean reward, say). skipped: steps so far that left the weights alone, as their
+    float16 gradients weren't finite. photos_at_once: how many photos are computed at a time since memory ran out; None:
+    whole micro-batches.
     """
 
     step: int
@@ -50,15 +55,19 @@ class StepReport:
     seconds: float
     data_share: float
     notes: Mapping[str, float] = field(default_factory=dict)
+    skipped: int = 0
+    photos_at_once: int | None = None
 
 
-class _Done(NamedTuple):
-    """A step: its terms and notes, each divided by its total weight, its loss, the gradient's length unclipped."""
+class _Sums(NamedTuple):
+    """A step's terms and notes, each divided by its total weight."""
 
     terms: dict[str, float]
     notes: dict[str, float]
-    loss: float
-    norm: float
+
+    @property
+    def loss(self) -> float:
+        return math.fsum(self.terms.values())
 
 
 class Trainer:
@@ -91,15 +100,24 @@ class Trainer:
     that is loaded continues exactly, and the caller's random numbers are left alone. Modules without a trainable
     parameter stay in eval mode.
 
+    When memory runs out, the step is begun again with half as many photos at a time, and so are all steps after it. It
+    is the same step but for dropout's random numbers and batch norms that take their statistics from the batch.
+
     Args:
         captioner: the model; what is trained is what requires a gradient.
         objective: a loss in terms, `CrossEntropy()` for instance.
         optimizer: over the captioner's parameters; its learning rates are the base of the schedule.
         schedule: step (from 0) -> factor of the learning rates; default: always 1.
-        precision: "fp32", or "bf16" for bfloat16 autocast.
+        precision: "fp32", or "bf16" for bfloat16 autocast, or "fp16" for float16 autocast with a scaled loss: a step
+            whose gradients overflow is skipped, counted, and the scale halved.
         accumulate: micro-batches a step, 1..4096.
         clip_norm: the longest gradient allowed, over 0; None: no clipping.
         seed: of everything random in the model.
+        late: step (from 0) -> parameters that are frozen before it and trained from then on.
+        keep_eval: modules that stay in eval mode though their weights may train: batch norms whose statistics are to
+            stay.
+        ema_decay: keep a moving average of the weights, 0..0.999999, see `averaged`; None: none.
+        compiled: run the model through torch.compile. The captioner and the names of its weights stay as they are.
 
     Raises:
         ArgumentError: an option makes no sense.
@@ -112,17 +130,20 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         schedule: Callable[[int], float] | None = None,
         *,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
         accumulate: int = 1,
         clip_norm: float | None = None,
         seed: int = 0,
+        late: Mapping[int, Iterable[nn.Parameter]] | None = None,
+        keep_eval: Iterable[nn.Module] = (),
+        ema_decay: float | None = None,
+        compiled: bool = False,
     ) -> None:
         """Keep the parts; nothing runs before `steps`."""
         self.captioner = captioner
         self.objective = objective
         self.optimizer = optimizer
         self.schedule = schedule
-        self.precision = choice("precision", precision, ("fp32", "bf16"))
         self.accumulate = whole("accumulate", accumulate, 1, 4096)
         self.clip_norm = math.inf if clip_norm is None else number("clip_norm", clip_norm, 1e-9, 1e9)
         self.seed = whole("seed", seed, 0, 2**63 - 1)
@@ -130,8 +151,15 @@ class Trainer:
         self._parameters = [p for p in captioner.parameters() if p.requires_grad]
         if not self._parameters:
             raise ArgumentError("nothing to train: no parameter of the captioner requires a gradient")
+        self._precision = Precision(precision, self._parameters)
         self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
-        self._frozen = _frozen_modules(captioner)
+        self._late = {whole("late", step, 0, 2**62): list(found) for step, found in (late or {}).items()}
+        self._keep_eval = list(keep_eval)
+        self._check_late()
+        self._average = None if ema_decay is None else WeightAverage(captioner, self._parameters, ema_decay)
+        self._model: Any = torch.compile(captioner) if flag("compiled", compiled) else captioner
+        self._room = Room()
+        self._freeze()
 
     def steps(self, batches: BatchSource) -> Generator[StepReport, None, None]:
         """Train for ever, from where the trainer stands; the caller stops by leaving the loop.
@@ -141,7 +169,8 @@ class Trainer:
 
         Raises:
             ArgumentError: the captioner can't be saved.
-            RunError: a loss or a gradient is not finite; the weights are those of the step before.
+            RunError: a loss or a gradient is not finite, or memory runs out with a single photo; the weights are
+                those of the step before.
         """
         self.captioner.save_pieces()
         with closing(prefetched(batches, self.step_count * self.accumulate)) as stream:
@@ -150,58 +179,113 @@ class Trainer:
                 pulled = list(islice(stream, self.accumulate))
                 micro = [batch for batch, _ in pulled]
                 waited = sum(seconds for _, seconds in pulled)
-                done = self._step(micro)
+                sums, norm = self._step(micro)
                 seconds = time.perf_counter() - started
                 yield StepReport(
                     step=self.step_count,
-                    loss=done.loss,
-                    terms=done.terms,
-                    grad_norm=done.norm,
+                    loss=sums.loss,
+                    terms=sums.terms,
+                    grad_norm=norm,
                     learning_rate=float(self.optimizer.param_groups[0]["lr"]),
                     tokens=sum(int((batch.weights > 0).sum()) for batch in micro),
                     seconds=seconds,
                     data_share=waited / seconds if seconds > 0 else 0.0,
-                    notes=done.notes,
+                    notes=sums.notes,
+                    skipped=self.skipped,
+                    photos_at_once=self.photos_at_once,
                 )
 
-    def _step(self, micro: list[Any]) -> _Done:
-        """One optimizer step over all micro-batches."""
+    @property
+    def skipped(self) -> int:
+        """Steps so far that left the weights alone."""
+        return self._precision.skipped
+
+    @property
+    def photos_at_once(self) -> int | None:
+        """How many photos are computed at a time since memory ran out; None: whole micro-batches."""
+        return self._room.photos
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The captioner with the averaged weights, for a while: to evaluate and to save; without `ema_decay` as it is.
+
+        It must not be trained meanwhile.
+        """
+        return nullcontext() if self._average is None else self._average.applied()
+
+    def _step(self, micro: list[Any]) -> tuple[_Sums, float]:
+        """One optimizer step over all micro-batches: its terms and notes, the gradient's length before clipping."""
         totals = self._totals(micro)
         factor = 1.0 if self.schedule is None else self.schedule(self.step_count)
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * factor
+        if self.step_count in self._late:
+            self._freeze()
         self.captioner.train()
-        for module in self._frozen:
+        for module in (*self._frozen, *self._keep_eval):
             module.eval()
-        device = self._parameters[0].device
-        sums = dict.fromkeys(totals, 0.0)
-        noted: set[str] = set()
-        loss = 0.0
-        objective = at_step(self.objective, self.step_count, self.seed)
-        self.optimizer.zero_grad(set_to_none=True)
-        with _seeded(device, self.seed, self.step_count):
-            for batch in micro:
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    terms = objective(self.captioner, move(batch, device))
-                noted |= {name for name, term in terms.items() if term.factor is None}
-                parts = {
-                    name: (1.0 if term.factor is None else term.factor) * term.sum / totals[name]
-                    for name, term in terms.items()
-                }
-                scaled = torch.stack([part.reshape(()) for name, part in parts.items() if name not in noted]).sum()
-                for name, part in parts.items():
-                    sums[name] += float(part.detach())
-                loss += float(scaled.detach())
-                if not math.isfinite(loss):
-                    raise self._not_finite("loss", loss)
-                scaled.backward()  # type: ignore[no-untyped-call]
+        statistics = norm_statistics(self.captioner)
+        while (sums := self._gradients(micro, totals)) is None:
+            put_back(statistics)
+        self._precision.unscale(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self.clip_norm))
-        if not math.isfinite(norm):
+        if math.isfinite(norm):
+            self._update()
+            if self._average is not None:
+                self._average.update()
+        elif not self._precision.may_skip():
             raise self._not_finite("gradient", norm)
-        self.optimizer.step()
         self.step_count += 1
-        notes = {name: sums.pop(name) for name in sorted(noted)}
-        return _Done(sums, notes, loss, norm)
+        return sums, norm
+
+    def _update(self) -> None:
+        try:
+            self.optimizer.step()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise RunError(
+                f"step {self.step_count + 1}: memory runs out for the optimizer's own numbers, two for each trained "
+                "weight with AdamW, however few photos there are at a time; train fewer weights (train_encoder = false "
+                "or its last parts only), take a smaller model, or another optimizer, and begin again from a checkpoint"
+            ) from error
+        self._precision.passed()
+
+    def _gradients(self, micro: list[Any], totals: dict[str, float]) -> _Sums | None:
+        """Add up the gradients of a step; None when memory ran out and there is less to do at a time."""
+        device = self._precision.device
+        objective = at_step(self.objective, self.step_count, self.seed)
+        sums = _Sums({}, {})
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            with _seeded(device, self.seed, self.step_count):
+                for batch in micro:
+                    for part in self._room.parts(batch):
+                        self._add(objective, part, totals, sums)
+            return sums
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            self.optimizer.zero_grad(set_to_none=True)
+            self._room.shrink(self.step_count + 1, error)
+        # Out here the error is gone, and with it the tensors that its traceback held.
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _add(self, objective: Objective, batch: Any, totals: dict[str, float], sums: _Sums) -> None:
+        """The gradients, the terms and the notes of one part of a step."""
+        with self._precision.autocast():
+            terms = objective(self._model, move(batch, self._precision.device))
+        learnt = []
+        for name, term in terms.items():
+            into = sums.notes if term.factor is None else sums.terms
+            part = (1.0 if term.factor is None else term.factor) * term.sum / totals[name]
+            into[name] = into.get(name, 0.0) + float(part.detach())
+            if term.factor is not None:
+                learnt.append(part.reshape(()))
+        if not math.isfinite(sums.loss):
+            raise self._not_finite("loss", sums.loss)
+        self._precision.backward(torch.stack(learnt).sum())
 
     def _totals(self, micro: list[Any]) -> dict[str, float]:
         """Each term's total weight over the step: the one number that more than one process would have to share."""
@@ -219,29 +303,57 @@ class Trainer:
 
     def _not_finite(self, what: str, value: float) -> RunError:
         self.optimizer.zero_grad(set_to_none=True)
-        bf16 = ' or precision="fp32"' if self.precision == "bf16" else ""
+        bf16 = ' or precision="fp32"' if self._precision.name != "fp32" else ""
         return RunError(
             f"step {self.step_count + 1}: the {what} is {value}; the weights are still those of the step before. Try "
             f"a lower learning rate, a longer warm-up, gradient clipping{bf16}; if it is so at step 1, look for "
             "values that aren't finite in the features or the weights"
         )
 
+    def _check_late(self) -> None:
+        trained = {id(parameter) for parameter in self._parameters}
+        waiting = {id(p): step for step, parameters in self._late.items() for p in parameters}
+        if waiting.keys() - trained:
+            raise ArgumentError("late names parameters that the captioner hasn't, or that don't require a gradient")
+        if not trained - {p for p, step in waiting.items() if step > 0}:
+            raise ArgumentError("late leaves nothing to train at step 0; leave some parameters out of it")
+
+    def _freeze(self) -> None:
+        """Freeze the parameters whose time hasn't come; what is frozen altogether will be in eval mode."""
+        for step, parameters in self._late.items():
+            for parameter in parameters:
+                parameter.requires_grad_(self.step_count >= step)
+        self._frozen = _frozen_modules(self.captioner)
+
     def state_dict(self) -> dict[str, Any]:
         """The step count and the optimizer's state; `torch.load(weights_only=True)` reads them back.
 
-        The captioner's weights are not in it: save `captioner.state_dict()` beside it to continue exactly.
+        With them, where there is such a thing: the averaged weights, the scale of fp16, and how many photos fit into
+        memory. The captioner's weights are not in it: save `captioner.state_dict()` beside it to continue exactly.
         """
-        return {"step": self.step_count, "optimizer": self.optimizer.state_dict()}
+        own = {"average": self._average and self._average.state_dict(), "scale": self._precision.state_dict()}
+        state: dict[str, Any] = {"step": self.step_count, "optimizer": self.optimizer.state_dict()}
+        state |= {name: value for name, value in own.items() if value is not None}
+        return state if self._room.photos is None else {**state, "photos_at_once": self._room.photos}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where the trainer that gave `state` stood; raises ArgumentError when it doesn't fit."""
-        if set(state) != {"step", "optimizer"}:
-            raise ArgumentError(f"a trainer's state holds step and optimizer, not {sorted(state)!r:.200}")
+        wanted = ["step", "optimizer"]
+        wanted += ["average"] * (self._average is not None) + ["scale"] * (self._precision.name == "fp16")
+        if set(state) - {"photos_at_once"} != set(wanted):
+            raise ArgumentError(f"this trainer's state holds {' and '.join(wanted)}, not {sorted(state)!r:.200}")
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
             raise ArgumentError(f"the optimizer's state belongs to another optimizer or model: {error}") from error
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        if "scale" in state:
+            self._precision.load_state_dict(state["scale"])
+        if "photos_at_once" in state:
+            self._room.photos = whole("photos_at_once", state["photos_at_once"], 1, 2**31)
         self.step_count = whole("step", state["step"], 0, 2**62)
+        self._freeze()
 
 
 def _frozen_modules(model: nn.Module) -> list[nn.Module]:
