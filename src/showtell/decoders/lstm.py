@@ -116,7 +116,7 @@ class LSTMDecoder(nn.Module):
         return bias
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments as JSON values; `project` where it is False, which older files don't know."""
+        """The constructor's arguments as JSON values."""
         return {
             "vocab_size": self.vocab_size,
             "feature_dim": self.feature_dim,
@@ -126,7 +126,7 @@ class LSTMDecoder(nn.Module):
             "dropout": self.dropout.p,
             "image": self.image,
             "tied": self.tied,
-            **({} if self.project else {"project": False}),
+            "project": self.project,
         }
 
     def prepare(self, features: Features) -> Rows:
