@@ -189,11 +189,12 @@ def _split(pattern: str, behavior: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
 
 
+_HYPHENS: tuple[Hyphens, ...] = ("inside", "apart")
 _SHAPES = tuple(
     Shape(kind, normalization, lowercase, punctuation, hyphens)
     for kind in ("word", "bpe")
     for normalization in ("NFKC", "NFC", None)
     for lowercase in (True, False)
     for punctuation in (("drop", "keep") if kind == "word" else ("keep",))
-    for hyphens in (_TOKENS if kind == "word" else ("inside",))
+    for hyphens in (_HYPHENS if kind == "word" else _HYPHENS[:1])
 )

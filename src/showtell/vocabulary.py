@@ -112,8 +112,8 @@ class Vocabulary:
             normalization: the Unicode form, "NFKC", "NFC" or None to leave characters as they are.
             punctuation: "drop" leaves out words that are punctuation only (but % & @ #), "keep" keeps them; default:
                 "drop" for words; "bpe" always keeps.
-            hyphens: "inside" keeps "t-shirt" one word, "apart" makes it "t", "-" and "shirt", as spaCy does ("word" only;
-                with punctuation "drop" the hyphen goes).
+            hyphens: "inside" keeps "t-shirt" one word; "apart" makes it "t", "-" and "shirt", as spaCy does, or without
+                punctuation "t" and "shirt" ("word" only).
             extra: words kept whatever their count ("word" only).
 
         Raises:

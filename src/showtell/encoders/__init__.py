@@ -51,7 +51,7 @@ def create_pretrained(name: str, **options: Any) -> BackboneEncoder:
 
 
 def create_untrained(name: str, **options: Any) -> BackboneEncoder:
-    """The same encoder with random weights: nothing is fetched, no file is read.
+    """The same encoder with random weights: nothing is fetched, no file is read; see `settle` for its batch norms.
 
     Example:
         >>> create_untrained("efficientnet-lite0", image_size=64).feature_dim
@@ -60,7 +60,14 @@ def create_untrained(name: str, **options: Any) -> BackboneEncoder:
     Names and options as for `create_pretrained`; what a name says of weights is left aside. To try out a layout, or to
     train a backbone from scratch. Raises ArgumentError for an unknown name.
     """
-    kind, rest = _parts(name)
+    made = _untrained(*_parts(name), options)
+    from .settle import settle
+
+    settle(made)
+    return made
+
+
+def _untrained(kind: str, rest: str, options: dict[str, Any]) -> BackboneEncoder:
     if kind == "torchvision":
         from .torchvision import TorchvisionEncoder
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ class _Conv(nn.Module):
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
-class _Layer(NamedTuple):
+@dataclass(frozen=True)
+class _Layer:
     """A convolution of a branch; one of stride 2 isn't padded, any other keeps the size of the map."""
 
     name: str
@@ -151,11 +153,11 @@ def _to_coarse() -> _Block:
 
 def _coarse(inputs: int, pool: _Pool) -> _Block:
     """8 x 8 cells for 299 pixels; a 3 x 3 convolution is a row beside a column."""
-    once = [
+    once: _Branch = [
         _Layer("branch3x3_1", 384),
         (_Layer("branch3x3_2a", 384, (1, 3)), _Layer("branch3x3_2b", 384, (3, 1))),
     ]
-    double = [
+    double: _Branch = [
         _Layer("branch3x3dbl_1", 448),
         _Layer("branch3x3dbl_2", 384, (3, 3)),
         (_Layer("branch3x3dbl_3a", 384, (1, 3)), _Layer("branch3x3dbl_3b", 384, (3, 1))),

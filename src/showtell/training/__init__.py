@@ -1,7 +1,9 @@
 """Training: objectives, the trainer, recipes, and `train`, the one call for people."""
 
 from .objectives import CrossEntropy, DoublyStochastic, ForcedObjective, Objective, Term
-from .recipe import Recipe, list_recipes, load_recipe
+from .prefixes import Prefixes
+from .recipe import Recipe
+from .recipe_files import list_recipes, load_recipe, recipe_text
 from .run import TrainResult, train
 from .schedule import WarmupCosine
 from .trainer import BatchSource, StepReport, Trainer
@@ -13,6 +15,7 @@ __all__ = [
     "DoublyStochastic",
     "ForcedObjective",
     "Objective",
+    "Prefixes",
     "Recipe",
     "StepReport",
     "Term",
@@ -21,6 +24,7 @@ __all__ = [
     "WarmupCosine",
     "list_recipes",
     "load_recipe",
+    "recipe_text",
     "train",
     "with_vocabulary",
 ]

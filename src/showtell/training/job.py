@@ -22,7 +22,8 @@ from ..progress import bar
 from ..version import __version__
 from .assemble import make_optimizer, trunk_trains
 from .frequencies import cached_frequencies
-from .objectives import CrossEntropy, DoublyStochastic, Objective
+from .objectives import CrossEntropy, DoublyStochastic, ForcedObjective, Objective
+from .prefixes import Prefixes
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import WarmupCosine
@@ -223,15 +224,16 @@ def prepare(
 
 
 def _objective(plan: Recipe, captioner: Captioner) -> Objective:
-    words = CrossEntropy(plan.label_smoothing)
+    words: ForcedObjective = CrossEntropy(plan.label_smoothing)
     if not plan.doubly_stochastic:
-        return words
+        return Prefixes(words) if plan.prefixes else words
     if not captioner.decoder.has_attention:
         raise ArgumentError(
             f"doubly_stochastic = {plan.doubly_stochastic:g} needs a decoder with attention and "
             f"{type(captioner.decoder).__name__} has none; set it to 0, or train attention-lstm.v1 (init none)"
         )
-    return DoublyStochastic(words, plan.doubly_stochastic)
+    words = DoublyStochastic(words, plan.doubly_stochastic)
+    return Prefixes(words) if plan.prefixes else words
 
 
 def _wordless(records: Sequence[Record], captioner: Captioner, skip_bad: bool, say: Say) -> frozenset[int]:

@@ -19,9 +19,10 @@ from ..devices import usable_device
 from ..errors import ArgumentError
 from ..progress import bar
 from ..version import __version__
-from .assemble import BUNDLED_DECODER, Init, assemble, fingerprint, load_init
+from .assemble import Init, assemble, fingerprint, load_init, starts_anew
 from .job import CHOSEN_BY, Job, Progress, Say, card, open_data, prepare, usable
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe
+from .recipe_files import load_recipe
 from .run_folder import RunFolder
 from .trainer import StepReport
 from .validation import Validation
@@ -92,7 +93,7 @@ def train(
         recipe: a recipe's name, a TOML file or a `Recipe`.
         init: the captioner to start from: "default" (the bundled one), a folder, a Hub id or a `Captioner`; None:
             from scratch, on the bundled captioner's encoder unless `encoder` or the recipe names another. A recipe
-            with another decoder than the bundled captioner's makes None of "default".
+            with another decoder than the bundled captioner's, or that names its encoder, makes None of "default".
         encoder: for init=None: "efficientnet-lite0", "torchvision:resnet50", "timm:NAME", or an encoder of your own.
         overrides: recipe settings to change, such as {"epochs": 3}.
         images, image_column, caption_column: as for `read_dataset`.
@@ -111,8 +112,8 @@ def train(
     """
     plan = load_recipe(recipe).changed({} if overrides is None else overrides)
     _check_start(init, output)
-    if isinstance(init, str) and init == "default" and plan.decoder != BUNDLED_DECODER:
-        say(f"a new decoder {plan.decoder}, from scratch: the bundled captioner has {BUNDLED_DECODER}")
+    if isinstance(init, str) and init == "default" and (other := starts_anew(plan)):
+        say(other)
         init = None
     where = _device(device)
     with _threads(threads), torch.random.fork_rng(devices=[]), ExitStack() as stack:
