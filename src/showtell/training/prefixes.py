@@ -27,7 +27,7 @@ class Prefixes:
         ... )
         >>> captioner = tiny_captioner().eval()
         >>> objectives = CrossEntropy(), Prefixes(CrossEntropy())
-        >>> once, by_prefix = (float(each(captioner, batch)["cross_entropy"].sum) for each in objectives)
+        >>> once, by_prefix = (each(captioner, batch)["cross_entropy"].sum.item() for each in objectives)
         >>> abs(once - by_prefix) < 1e-4
         True
 

@@ -72,6 +72,7 @@ class Recipe:
     """Every setting of a training run; `load_recipe` makes one, `recipe.changed(...)` another.
 
     Example:
+        >>> from showtell.training import load_recipe
         >>> recipe = load_recipe("default").changed({"epochs": 3})
         >>> recipe.epochs, recipe.precision
         (3, 'fp32')
