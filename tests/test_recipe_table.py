@@ -182,13 +182,6 @@ def test_flickr8k_default_is_the_recipe_default_on_the_bundled_encoder_and_the_b
     assert load_recipe("flickr8k-default").search == load_recipe("default").search
 
 
-@pytest.mark.parametrize("name", ["show-tell-coco", "show-attend-tell-coco", "transformer-coco", "flickr8k-best"])
-def test_recipes_of_two_phases_have_a_word_for_no_option_they_lack(name: str) -> None:
-    recipe = load_recipe(name)
-    assert recipe.decoder_options() == {**recipe.decoder_options()}
-    assert recipe.label_smoothing == 0.1
-
-
 # --- small size, whole runs -------------------------------------------------------------------------------------------
 
 SMALL = {
@@ -210,9 +203,9 @@ SIZES = {
 def reduced(name: str) -> dict[str, Any]:
     """What makes the recipe small and leaves its layout alone."""
     recipe = load_recipe(name)
-    given = {key: value for key, value in recipe.values().items() if key in SIZES and value}
+    sizes = {key: min(value, SIZES[key]) for key, value in recipe.values().items() if key in SIZES and value}
     named = {} if name != "show-attend-tell-resnet152" else {"train_encoder": ["features.12"]}
-    return {**SMALL, **{key: SIZES[key] for key in given}, **named}
+    return {**SMALL, **sizes, **named}
 
 
 @pytest.fixture(scope="module")
@@ -245,13 +238,10 @@ def test_each_recipe_trains_captions_saves_and_loads(name: str, pictures: Datase
     captioner.save_pretrained(tmp_path / "copy")
     again = Captioner.from_pretrained(tmp_path / "copy").caption(photo)
     assert (again.text, again.log_prob) == (said.text, said.log_prob)
-    assert len(captioner.vocabulary.decode(captioner.vocabulary.encode(said.text))) == len(said.text)
 
 
 @pytest.mark.parametrize("option", [{"prefixes": True}, {"image": "every-step"}, {"train_encoder": True}], ids=str)
-def test_the_switches_of_the_descriptions_train_too(
-    option: dict[str, Any], pictures: Dataset, tmp_path: Path
-) -> None:
+def test_the_switches_of_the_descriptions_train_too(option: dict[str, Any], pictures: Dataset, tmp_path: Path) -> None:
     overrides = {**reduced("show-tell-resnet50-300"), **option, "photos": 3, "captions": 1}
     captioner, _ = run_it("show-tell-resnet50-300", pictures, tmp_path / "run", overrides)
     assert isinstance(captioner.decoder, LSTMDecoder)
