@@ -18,11 +18,13 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
+from conftest import ROOT
 from showtell.encoders import create_pretrained, create_untrained
 from showtell.encoders.inception_tf import InceptionV3TF
 from showtell.errors import ArgumentError, FormatError, NotFoundError
 from showtell.image_spec import ImageSpec
 from showtell.testing import check_encoder
+from showtell.tensor_file import read_tensors
 from test_encoders import stir
 
 BORDER_POOLS = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7b")
@@ -194,9 +196,7 @@ def released_graph() -> Path:
     )
 
 
-def test_real_weights_give_what_the_released_graph_gives(
-    shared: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_weights_give_what_the_released_graph_gives(shared: Path, photos: list[Path], tmp_path: Path) -> None:
     graph, file = released_graph(), tmp_path / "inception_v3_2015.safetensors"
     converter = runpy.run_path(str(shared / "weights" / "convert_inception.py"))
     from showtell.images import load_images
@@ -204,7 +204,11 @@ def test_real_weights_give_what_the_released_graph_gives(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is on its way out
         converter["main"](str(graph), str(file))
+        runpy.run_path(str(ROOT / "scripts" / "convert-inception"))["main"](str(graph), str(tmp_path / "own"))
         released = torch.jit.load(str(graph), map_location="cpu").net.layers
+    own, theirs = read_tensors(tmp_path / "own"), read_tensors(file)
+    assert set(own) == set(theirs)
+    assert all(torch.equal(own[name], theirs[name]) for name in own)
     encoder = InceptionV3TF.pretrained(file).eval()
     images = load_images(photos[:2], encoder.image_spec)
     with torch.inference_mode():
