@@ -23,8 +23,8 @@ from showtell.encoders import create_pretrained, create_untrained
 from showtell.encoders.inception_tf import InceptionV3TF
 from showtell.errors import ArgumentError, FormatError, NotFoundError
 from showtell.image_spec import ImageSpec
-from showtell.testing import check_encoder
 from showtell.tensor_file import read_tensors
+from showtell.testing import check_encoder
 from test_encoders import stir
 
 BORDER_POOLS = ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7b")
