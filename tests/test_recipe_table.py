@@ -256,7 +256,10 @@ def test_a_recipe_that_names_its_encoder_starts_anew_and_says_so(pictures: Datas
     assert heard[0] == (
         "the encoder torchvision:mobilenet_v3_small and a new decoder, from scratch: the recipe names its encoder"
     )
-    assert "starting from scratch on the encoder torchvision" in (tmp_path / "run" / "README.md").read_text()
+    assert (
+        "starting from scratch on the encoder torchvision:mobilenet_v3_small with random weights"
+        in (tmp_path / "run" / "README.md").read_text()
+    )
 
 
 @pytest.mark.slow

@@ -64,6 +64,8 @@ def starts_anew(recipe: Recipe) -> str | None:
         return f"a new decoder {recipe.decoder}, from scratch: the bundled captioner has {BUNDLED_DECODER}"
     if recipe.encoder != "default":
         return f"the encoder {recipe.encoder} and a new decoder, from scratch: the recipe names its encoder"
+    if not recipe.pretrained:
+        return "random encoder weights and a new decoder, from scratch: the recipe says pretrained = false"
     return None
 
 

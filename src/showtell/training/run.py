@@ -290,7 +290,8 @@ def _check_start(init: Init, output: str | os.PathLike[str]) -> None:
 def _origin(init: Init, encoder: str | nn.Module | None, plan: Recipe) -> str:
     if init is None:
         part = plan.encoder if encoder is None else encoder if isinstance(encoder, str) else type(encoder).__name__
-        return f"from scratch on the encoder {part}"
+        weights = "" if plan.pretrained or isinstance(encoder, nn.Module) else " with random weights"
+        return f"from scratch on the encoder {part}{weights}"
     return "from the captioner that comes with showtell" if init == "default" else "from another captioner"
 
 
