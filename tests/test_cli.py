@@ -20,7 +20,7 @@ from showtell.cli.caption import find_photos
 from showtell.errors import NotFoundError
 from showtell.journal import claim
 from showtell.testing import tiny_captioner
-from showtell.training import TrainResult
+from showtell.training import TrainResult, list_recipes, load_recipe, recipe_text
 
 
 @pytest.fixture
@@ -278,13 +278,33 @@ def test_data_check_lists_every_problem(album: Path, capsys: pytest.CaptureFixtu
 
 
 def test_every_command_has_a_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["caption"], ["train"], ["evaluate"], ["doctor"], ["info"], ["data"], ["data", "check"], []):
+    for command in (
+        ["caption"], ["train"], ["evaluate"], ["doctor"], ["recipes"], ["info"], ["data"], ["data", "check"], [],
+    ):  # fmt: skip
         with pytest.raises(SystemExit) as stop:
             main([*command, "--help"])
         assert stop.value.code == 0
         if command != ["data"]:
             assert "example: showtell" in capsys.readouterr().out
     assert build_parser().prog == "showtell"
+
+
+def test_recipes_are_listed_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert lines == list_recipes()
+    assert main(["recipes", "--format", "jsonl"]) == 0
+    assert {row["name"]: row["about"] for row in rows(capsys.readouterr().out)} == lines
+    assert main(["recipes", "show-tell-256"]) == 0
+    mine = tmp_path / "mine.toml"
+    mine.write_text(capsys.readouterr().out)
+    assert load_recipe(mine) == load_recipe("show-tell-256")
+    assert main(["recipes", "tiny", "--format", "jsonl"]) == 0
+    (row,) = rows(capsys.readouterr().out)
+    assert row["settings"] == load_recipe("tiny").values()
+    assert row["file"] == recipe_text("tiny")
+    assert main(["recipes", "show-tell-265"]) == 2
+    assert "did you mean 'show-tell-256'" in capsys.readouterr().err
 
 
 def test_train_refuses_a_setting_without_a_value(

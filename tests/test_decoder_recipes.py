@@ -49,7 +49,8 @@ def colours() -> Dataset:
 def test_the_default_recipe_is_the_lstms_and_holds_no_option_of_another() -> None:
     recipe = load_recipe("default")
     assert recipe.decoder == "lstm.v1"
-    assert set(recipe.decoder_options()) == {"embed_dim", "hidden_dim", "layers", "dropout", "image", "tied"}
+    own = {"embed_dim", "hidden_dim", "layers", "dropout", "image", "tied", "project"}
+    assert set(recipe.decoder_options()) == own
     assert recipe.gate is None
     assert "gate" not in recipe.values()
 

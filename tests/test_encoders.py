@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torchvision import models
 
-from showtell.encoders import create_pretrained
+from showtell.encoders import create_pretrained, create_untrained
 from showtell.encoders.base import BackboneEncoder, fill
 from showtell.encoders.efficientnet_lite import EfficientNetLite
 from showtell.encoders.head import Head, check_head
@@ -301,6 +302,46 @@ def test_the_head_goes_linear_norm_relu_dropout() -> None:
     assert 0.3 < kept.sum() / (normed > 0).sum() < 0.7
     assert torch.equal(head.eval()(x), head(x))
     assert check_head({"dim": 4}) == {"dim": 4, "batch_norm": False, "relu": False, "dropout": 0.0}
+
+
+def test_a_single_photo_is_normalised_by_the_running_statistics_in_training() -> None:
+    torch.manual_seed(0)
+    head = Head(5, dim=4, batch_norm=True, relu=True).train()
+    assert head.norm is not None
+    head(torch.randn(8, 5))
+    mean, var = head.norm.running_mean, head.norm.running_var
+    assert mean is not None
+    assert var is not None
+    before, x = mean.clone(), torch.randn(1, 5)
+    expected = torch.relu((head.linear(x) - mean) / (var + 1e-5).sqrt())
+    torch.testing.assert_close(head(x), expected)
+    assert torch.equal(mean, before)
+    torch.testing.assert_close(head.eval()(x), expected)
+
+
+def test_random_weights_give_features_of_an_ordinary_size_whatever_the_depth() -> None:
+    torch.manual_seed(0)
+    scene = F.interpolate(torch.rand(4, 3, 5, 5), size=(64, 64), mode="bicubic").clamp(0, 1)
+    for name, options in (("efficientnet-lite0", {"image_size": 64}), ("torchvision:resnet34", {"height": 64})):
+        encoder = create_untrained(name, **options).eval()
+        pooled = encoder(scene).pooled
+        assert 0.05 < float(pooled.abs().max()) < 100
+        assert float(pooled.std(0).mean()) > 1e-3
+    norm = next(m for m in encoder.backbone.modules() if isinstance(m, nn.BatchNorm2d))
+    assert norm.momentum == 0.1
+    assert encoder.trunk_frozen
+    with torch.device("meta"):
+        assert create_untrained("efficientnet-lite0").mean.is_meta
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18:IMAGENET1K_V1", "timm:resnet10t.c3_in1k"])
+def test_an_untrained_encoder_fetches_nothing_and_has_the_layout_of_the_name(name: str) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    encoder = create_untrained(name, height=32, head={"dim": 3})
+    assert encoder(torch.rand(2, 3, 32, 32)).pooled.shape == (2, 3)
+    with pytest.raises(ArgumentError, match="did you mean 'torchvision:resnet18'"):
+        create_untrained("resnet18")
 
 
 def test_a_large_batch_equals_its_photos_one_by_one_with_and_without_gradients() -> None:
@@ -859,6 +900,6 @@ def test_importing_the_encoders_package_imports_no_backbone_library() -> None:
 def test_the_registry_finds_every_encoder_here() -> None:
     from showtell.registry import find_component
 
-    for name in ("torchvision.v1", "timm.v1", "efficientnet-lite.v1", "precomputed.v1"):
+    for name in ("torchvision.v1", "timm.v1", "efficientnet-lite.v1", "inception-v3-tf.v1", "precomputed.v1"):
         cls = find_component("encoder", name)
         assert importlib.import_module(cls.__module__).__all__ == [cls.__name__]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from showtell.decoders import LSTMDecoder, unroll
 from showtell.errors import ArgumentError, DataError, NotFoundError
@@ -18,6 +18,10 @@ VARIANTS = [
     {"image": image, "tied": tied, "layers": layers, "hidden_dim": hidden}
     for image in IMAGES
     for tied, layers, hidden in ((False, 1, 7), (True, 2, 7), (True, 1, 5), (False, 3, 5))
+]
+VARIANTS += [
+    {"image": image, "tied": tied, "layers": 2, "embed_dim": 6, "project": False}
+    for image, tied in (("first", False), ("every-step", True))
 ]
 
 
@@ -50,7 +54,8 @@ def show_and_tell(decoder: LSTMDecoder, photo: Tensor, tokens: list[int]) -> Ten
     """The paper's equations for one photo and one caption, word by word -> (T, V)."""
     config = decoder.config()
     shape = (config["layers"], config["hidden_dim"])
-    seen = decoder.projection.weight @ photo + decoder.projection.bias
+    linear = decoder.projection
+    seen = linear.weight @ photo + linear.bias if isinstance(linear, nn.Linear) else photo
     h, c = torch.zeros(shape), torch.zeros(shape)
     if config["image"] == "first":
         _, h, c = plain_lstm(decoder, seen, h, c)
@@ -180,6 +185,9 @@ def test_features_are_cast_to_the_weights_type(dtype: torch.dtype) -> None:
         {"image": "last"},
         {"image": ["first"]},
         {"tied": 1},
+        {"project": 0},
+        {"project": False},  # feature_dim 6, embed_dim 5
+        {"project": False, "embed_dim": 6, "image": "initial-state"},
     ],
     ids=str,
 )

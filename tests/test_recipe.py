@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from showtell.errors import ArgumentError, ComponentError, NotFoundError
-from showtell.training import Recipe, list_recipes, load_recipe
+from showtell.training import Recipe, list_recipes, load_recipe, recipe_text
 
 
 def test_every_bundled_recipe_loads_and_says_what_it_is_for() -> None:
@@ -49,6 +49,19 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
         ("[encoder]\ntrain_encoder = []\n", "train_encoder must be"),
         ("[encoder]\nencoder = 5\n", "encoder must be"),
         ("[decoder]\ntied = 1\n", "tied must be true or false"),
+        ("[encoder]\nhead_relu = true\n", "head_relu belongs to a head; give it a width with head_dim"),
+        ("[encoder]\nhead_dropout = 0.5\n", "head_dropout belongs to a head"),
+        ("[encoder]\nhead_dim = -1\n", "head_dim must be a whole number"),
+        ("[encoder]\nhead_dim = false\n", "head_dim must be a whole number"),
+        ("[encoder]\nimage_size = 15\n", r"image_size must be a whole number in 16\.\.2048"),
+        ("[encoder]\ngrid_size = 14\n", "grid_size = 14 needs a decoder that looks at a grid"),
+        ('[encoder]\nresize = "stretch"\n', "resize must be one of"),
+        ("[encoder]\npretrained = 0\n", "pretrained must be true or false"),
+        ("[decoder]\nproject = false\n[encoder]\nhead_dim = 300\n", "embed_dim what the encoder gives.* 300"),
+        ('[decoder]\nproject = false\nimage = "initial-state"\n', "project=False feeds the photo"),
+        ('[vocabulary]\nhyphens = "out"\n', "hyphens must be one of"),
+        ('[vocabulary]\npunctuation = "out"\n', "punctuation must be one of"),
+        ("[encoder]\nbatch_norm = true\n", "did you mean 'head_batch_norm'"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, message: str) -> None:
@@ -74,3 +87,21 @@ def test_overrides_are_checked_like_files() -> None:
         recipe.changed({"fotos": 4})
     with pytest.raises(ArgumentError, match="photos must be"):
         recipe.changed({"photos": "4"})
+
+
+def test_what_the_encoder_is_called_with_is_only_what_the_recipe_says() -> None:
+    recipe = load_recipe("default")
+    assert recipe.encoder_options() == {}
+    head = {"dim": 7, "batch_norm": False, "relu": True, "dropout": 0.0}
+    looking = recipe.changed({"decoder": "attention-lstm.v1", "image_size": 64, "grid_size": 3, "resize": "crop"})
+    assert looking.encoder_options() == {"image_size": 64, "grid_size": 3, "resize": "crop"}
+    assert recipe.changed({"head_dim": 7, "head_relu": True}).encoder_options() == {"head": head}
+
+
+def test_the_text_of_a_recipe_is_its_file_and_reads_back(tmp_path: Path) -> None:
+    for name in list_recipes():
+        path = tmp_path / f"{name}.toml"
+        path.write_text(recipe_text(name))
+        assert load_recipe(path) == load_recipe(name)
+    with pytest.raises(ComponentError, match="did you mean 'tiny'"):
+        recipe_text("tinny")

@@ -346,6 +346,8 @@ def test_licences_of_pretrained_weights_are_what_their_makers_state() -> None:
     assert "BSD-3-Clause" in (weights_licence("torchvision:resnet18") or "")
     assert weights_licence("timm:resnet18.a1_in1k") == "apache-2.0, as timm says"
     assert weights_licence("timm:no_such_model") is None
+    assert (weights_licence("inception-v3-tf:weights.safetensors") or "").startswith("Apache-2.0 (TensorFlow")
+    assert weights_licence("inception-v3-tf") is None
     assert weights_licence("somebody's own") is None
 
 

@@ -150,6 +150,7 @@ def test_restart_deletes_the_frequencies_of_the_reward_too(photos: Path, tmp_pat
         ),
         ({"self_critical_baseline": "mean"}, "self_critical_baseline must be"),
         ({"self_critical_dropout": 1}, "self_critical_dropout must be"),
+        ({"objective": "scheduled-sampling", "prefixes": True}, "prefixes goes with the objective cross-entropy"),
         ({"sampling": 1.5}, "sampling must be"),
         ({"sampling_rise": "steep"}, "sampling_rise must be"),
     ],
@@ -166,6 +167,8 @@ def test_a_recipe_file_names_the_settings_without_the_sections_name(tmp_path: Pa
     assert (plan.self_critical_epochs, plan.self_critical_baseline) == (4, "greedy")
     assert (plan.self_critical_learning_rate, plan.learning_rate) == (2e-4, 2e-3)
     assert plan.epochs == 25
+    file.write_text(plan.toml())
+    assert load_recipe(file) == plan
     file.write_text("[self_critical]\nsample = 4\n")
     with pytest.raises(ArgumentError, match=r"\[self_critical\] has no setting 'sample'; did you mean 'samples'"):
         load_recipe(file)

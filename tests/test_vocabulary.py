@@ -66,6 +66,32 @@ def test_punctuation_is_dropped_unless_it_is_asked_for() -> None:
     assert words_of("Hm!", "Hm?", punctuation="keep").words[4:] == ("hm", "!", "?")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [  # as spaCy 3.8 splits them, spacy.blank("en"), in lower case
+        ("A t-shirt, and the dog's ball!", "a t - shirt , and the dog 's ball !"),
+        ("a 2-year-old boy", "a 2 - year - old boy"),
+        ("black-and-white 5-10 x--y two - three", "black - and - white 5 - 10 x -- y two - three"),
+        ("It's 3.5 o'clock, don't.", "it 's 3.5 o'clock , do n't ."),
+        ('dogs\' "yes" (x) #1 $5 50%', 'dogs \' " yes " ( x ) # 1 $ 5 50 %'),
+    ],
+)
+def test_hyphens_can_stand_apart_as_spacy_has_them(text: str, expected: str) -> None:
+    words = words_of(text, punctuation="keep", hyphens="apart")
+    assert words.split(text) == expected.split()
+    assert words.encode(words.decode(words.encode(text))) == words.encode(text)
+
+
+def test_words_with_hyphens_apart_are_written_together_again() -> None:
+    text = "a t-shirt for a 2-year-old boy."
+    assert (kept := words_of(text, punctuation="keep", hyphens="apart")).decode(kept.encode(text)) == text
+    assert words_of(text, hyphens="apart").split("a t-shirt") == ["a", "t", "shirt"]
+    assert Vocabulary.from_json(kept.to_json()) == kept
+    assert Vocabulary.from_json(kept.to_json()).split("x-y") == ["x", "-", "y"]
+    assert kept.grown(["a b-c"], min_count=1).split("b-c") == ["b", "-", "c"]
+    assert kept.to_json() != words_of(text, punctuation="keep").to_json()
+
+
 def test_lower_casing_and_normalization_can_be_switched_off() -> None:
     assert words_of(lowercase=False).split("A Dog Isn't ISN'T") == ["A", "Dog", "Is", "n't", "IS", "N'T"]
     assert words_of(normalization=None).split("ﬁre") == ["ﬁre"]
@@ -285,6 +311,8 @@ def test_it_can_be_pickled_and_copied() -> None:
         ({"normalization": "NFD"}, "normalization must be one of"),
         ({"lowercase": 1}, "lowercase must be true or false"),
         ({"punctuation": "some"}, "punctuation must be one of"),
+        ({"hyphens": "some"}, "hyphens must be one of"),
+        ({"kind": "bpe", "hyphens": "apart"}, "hyphens must be one of 'inside'"),
         ({"kind": "bpe", "punctuation": "drop"}, "punctuation must be one of 'keep'"),
         ({"kind": "bpe", "max_size": 259}, r"in 260\.\."),
         ({"kind": "bpe", "extra": ["zebra"]}, 'belong to kind="word"'),

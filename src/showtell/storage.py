@@ -26,8 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -35,7 +33,8 @@ from . import journal
 from .errors import ArgumentError, FormatError, NotFoundError
 from .journal import write_file
 from .strict_json import json_problem, parse_object
-from .weights import DTYPES, WEIGHTS_DTYPES, TensorInfo, check_header, expected_tensors, match, saved_tensors
+from .tensor_file import load_tensors, read_header, tensor_bytes
+from .weights import DTYPES, WEIGHTS_DTYPES, TensorInfo, expected_tensors, match, saved_tensors
 
 __all__ = [
     "FORMAT",
@@ -64,7 +63,6 @@ CONFIG, TOKENIZER, WEIGHTS, CARD = "config.json", "tokenizer.json", "model.safet
 TRAINING = "training.pt"
 _NEEDED = (CONFIG, TOKENIZER, WEIGHTS)
 _LIMITS = {CONFIG: 2**20, TOKENIZER: 64 * 2**20, CARD: 2**20}
-_HEADER_LIMIT = 16 * 2**20
 _KEYS = ("format", "format_version", "weights_dtype", "encoder", "decoder", "generation")
 _PART_KEYS = ("name", "class", "config")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -92,11 +90,7 @@ class SavedFolder:
 
     def load_tensors(self, device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """Every tensor by name, in the dtype it is saved in; raises FormatError when the file is damaged."""
-        self._weights.seek(0)
-        try:
-            tensors: dict[str, Tensor] = safetensors.torch.load(self._weights.read())
-        except safetensors.SafetensorError as error:
-            raise FormatError(f"{self.folder / WEIGHTS} is damaged: {error!s:.200}") from error
+        tensors = load_tensors(self._weights, self.folder / WEIGHTS)
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def extra(self, name: str) -> Path | None:
@@ -146,7 +140,7 @@ def read_folder(folder: str | os.PathLike[str]) -> SavedFolder:
         tokenizer = _text(files, TOKENIZER, folder)
         card = _text(files, CARD, folder) if CARD in files else None
         saved = SavedFolder(
-            folder, config, tokenizer, _read_header(files[WEIGHTS], folder), card, source, files[WEIGHTS]
+            folder, config, tokenizer, read_header(files[WEIGHTS], folder / WEIGHTS), card, source, files[WEIGHTS]
         )
         keep = True
         return saved
@@ -249,7 +243,7 @@ def _files(
     files = {
         CONFIG: _config_bytes(config),
         TOKENIZER: _utf8(TOKENIZER, tokenizer),
-        WEIGHTS: safetensors.torch.save(dict(tensors), metadata={"format": "pt"}),
+        WEIGHTS: tensor_bytes(tensors),
         **({} if card is None else {CARD: _utf8(CARD, card)}),
     }
     for name, limit in _LIMITS.items():
@@ -372,19 +366,3 @@ def _text(files: Mapping[str, BinaryIO], name: str, folder: Path) -> str:
         return _read(files, name, folder).decode("utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"{folder / name} isn't UTF-8 text") from error
-
-
-def _read_header(file: BinaryIO, folder: Path) -> dict[str, TensorInfo]:
-    """What each tensor of a safetensors file is, after checking that the file holds them all and nothing else."""
-    where = folder / WEIGHTS
-    size = os.fstat(file.fileno()).st_size
-    start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
-        raise FormatError(f"{where} is a pickle (torch.save) and is never opened; save the captioner with showtell")
-    if start == b"version ":
-        raise FormatError(f"{where} is a Git LFS pointer, not the weights; run: git lfs pull")
-    if len(start) < 8 or length > min(_HEADER_LIMIT, size - 8):
-        raise FormatError(f"{where} is no safetensors file, or a truncated one")
-    header = parse_object(file.read(length), f"the header of {where}", limit=_HEADER_LIMIT, depth=3)
-    return check_header(header, size - 8 - length, str(where))

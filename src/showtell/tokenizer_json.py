@@ -17,6 +17,7 @@ __all__ = [
     "BYTES",
     "MAX_WORDS",
     "SPECIALS",
+    "Hyphens",
     "Kind",
     "Normalization",
     "Punctuation",
@@ -28,6 +29,7 @@ __all__ = [
 Kind = Literal["word", "bpe"]
 Normalization = Literal["NFKC", "NFC"] | None
 Punctuation = Literal["drop", "keep"]
+Hyphens = Literal["inside", "apart"]
 
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 MAX_WORDS = 2_000_000
@@ -40,17 +42,25 @@ _WORD = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
 _L = r"[\p{L}\p{M}\p{N}]"
 _END = rf"(?!{_L})"
 _CLITIC = rf"'(?i:s|m|d|re|ve|ll){_END}"
-_TOKEN = "|".join(
-    (
-        rf"\p{{N}}+(?:[.,:/⁄]\p{{N}}+)+{_L}*",  # 3.5  1,000  10:30  1/2  2.5m
-        rf"(?:\p{{L}}\.){{2,}}{_END}",  # u.s.  a.m.
-        rf"{_L}+(?=(?i:n't){_END})",  # do | n't
-        rf"(?i:n't){_END}",
-        _CLITIC,  # dog | 's
-        rf"{_L}+(?:(?:-|(?!{_CLITIC})'){_L}+)*",  # dog  t-shirt  o'clock
-        r"([^\p{L}\p{M}\p{N}\s])\1*\p{M}*",  # one punctuation mark or symbol, however often repeated
+
+
+def _token(joints: str) -> str:
+    """The pattern of a word; `joints` are what may stand between its letters."""
+    return "|".join(
+        (
+            rf"\p{{N}}+(?:[.,:/⁄]\p{{N}}+)+{_L}*",  # 3.5  1,000  10:30  1/2  2.5m
+            rf"(?:\p{{L}}\.){{2,}}{_END}",  # u.s.  a.m.
+            rf"{_L}+(?=(?i:n't){_END})",  # do | n't
+            rf"(?i:n't){_END}",
+            _CLITIC,  # dog | 's
+            rf"{_L}+(?:{joints}{_L}+)*",  # dog  o'clock  t-shirt
+            r"([^\p{L}\p{M}\p{N}\s])\1*\p{M}*",  # one punctuation mark or symbol, however often repeated
+        )
     )
-)
+
+
+_APOSTROPHE = rf"(?!{_CLITIC})'"
+_TOKENS: dict[Hyphens, str] = {"inside": _token(rf"(?:-|{_APOSTROPHE})"), "apart": _token(rf"(?:{_APOSTROPHE})")}
 _ONLY_PUNCTUATION = r"^[\p{P}\p{Sk}<>|~&&[^%&@#]]+$"
 
 
@@ -61,6 +71,7 @@ class Shape(NamedTuple):
     normalization: Normalization
     lowercase: bool
     punctuation: Punctuation
+    hyphens: Hyphens = "inside"
 
     def parts(self) -> dict[str, Any]:
         """Normaliser, pre-tokenizer and decoder of the tokenizer.json."""
@@ -76,7 +87,7 @@ class Shape(NamedTuple):
             {"type": "Strip", "strip_left": True, "strip_right": True},
         ]
         byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-        splits = [_split(r"\s+", "Removed"), _split(_TOKEN, "Isolated")]
+        splits = [_split(r"\s+", "Removed"), _split(_TOKENS[self.hyphens], "Isolated")]
         if self.punctuation == "drop":
             splits.append(_split(_ONLY_PUNCTUATION, "Removed"))
         words = {"type": "Sequence", "pretokenizers": splits}
@@ -178,10 +189,12 @@ def _split(pattern: str, behavior: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
 
 
+_HYPHENS: tuple[Hyphens, ...] = ("inside", "apart")
 _SHAPES = tuple(
-    Shape(kind, normalization, lowercase, punctuation)
+    Shape(kind, normalization, lowercase, punctuation, hyphens)
     for kind in ("word", "bpe")
     for normalization in ("NFKC", "NFC", None)
     for lowercase in (True, False)
     for punctuation in (("drop", "keep") if kind == "word" else ("keep",))
+    for hyphens in (_HYPHENS if kind == "word" else _HYPHENS[:1])
 )

@@ -22,6 +22,7 @@ from .tokenizer_json import (
     BYTES,
     MAX_WORDS,
     SPECIALS,
+    Hyphens,
     Kind,
     Normalization,
     Punctuation,
@@ -63,8 +64,9 @@ class Vocabulary:
         >>> vocabulary.decode([1, 4, 5, 7, 8, 2])
         "a dog's ball"
 
-    English is split as spaCy does: punctuation comes off each side and clitics become words ("do n't", "dog 's");
-    hyphenated words, numbers ("3.5", "1,000") and abbreviations ("u.s.") stay whole. Special tokens typed by a user
+    English is split much as spaCy does: punctuation comes off each side and clitics become words ("do n't", "dog 's");
+    numbers ("3.5", "1,000") and abbreviations ("u.s.") stay whole, and so do hyphenated words unless asked otherwise.
+    Special tokens typed by a user
     ("<end>") are ordinary text. `Vocabulary.build` makes one from captions, `Vocabulary.from_json` reads one; the
     constructor takes the text of a tokenizer.json as well. Two vocabularies of the same content are equal.
     """
@@ -96,6 +98,7 @@ class Vocabulary:
         lowercase: bool = True,
         normalization: Normalization = "NFKC",
         punctuation: Punctuation | None = None,
+        hyphens: Hyphens = "inside",
         extra: Iterable[str] = (),
     ) -> Vocabulary:
         """Make a vocabulary of the words in some captions, the most frequent first.
@@ -109,6 +112,8 @@ class Vocabulary:
             normalization: the Unicode form, "NFKC", "NFC" or None to leave characters as they are.
             punctuation: "drop" leaves out words that are punctuation only (but % & @ #), "keep" keeps them; default:
                 "drop" for words; "bpe" always keeps.
+            hyphens: "inside" keeps "t-shirt" one word; "apart" makes it "t", "-" and "shirt", as spaCy does, or without
+                punctuation "t" and "shirt" ("word" only).
             extra: words kept whatever their count ("word" only).
 
         Raises:
@@ -119,13 +124,14 @@ class Vocabulary:
         flag("lowercase", lowercase)
         punctuation = punctuation or ("drop" if kind == "word" else "keep")
         choice("punctuation", punctuation, ("drop", "keep") if kind == "word" else ("keep",))
+        choice("hyphens", hyphens, ("inside", "apart") if kind == "word" else ("inside",))
         whole("min_count", min_count, 1, 2**31)
         least = len(SPECIALS) + (1 if kind == "word" else 256)
         size = MAX_WORDS if max_size is None else whole("max_size", max_size, least, MAX_WORDS)
         texts = _texts("captions", captions)
         if not texts:
             raise ArgumentError("a vocabulary is built from captions; there were none")
-        shape = Shape(kind, normalization, lowercase, punctuation)
+        shape = Shape(kind, normalization, lowercase, punctuation, hyphens)
         kept = _texts("extra", extra)
         if kind == "bpe":
             if kept:
@@ -243,12 +249,14 @@ class Vocabulary:
     def _join(self, words: Sequence[str]) -> str:
         chunks: list[list[str]] = []
         open_quote = False
+        hyphen = ("-",) if self._shape.hyphens == "apart" else ()
+        joined, opening = _CLOSING.union(hyphen), _OPENING.union(hyphen)
         for word in words:
-            left = word in _CLOSING or word[0] == "'" or word.lower() == "n't"
+            left = word in joined or word[0] == "'" or word.lower() == "n't"
             if word == '"':
                 left, open_quote = open_quote, not open_quote
             before = chunks[-1] if chunks else None
-            right = before is not None and (before[-1] in _OPENING or (before[-1] == '"' and open_quote))
+            right = before is not None and (before[-1] in opening or (before[-1] == '"' and open_quote))
             if before is not None and (left or right) and self._stays_apart([*before, word]):
                 before.append(word)
             else:

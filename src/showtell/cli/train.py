@@ -38,7 +38,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--encoder",
         metavar="E",
-        help="with --init none: efficientnet-lite0, torchvision:resnet50, timm:NAME (default: the bundled one's)",
+        help="with --init none: efficientnet-lite0, torchvision:resnet50, timm:NAME, ... (default: the recipe's)",
     )
     parser.add_argument(
         "--set",

@@ -46,6 +46,8 @@ class LSTMDecoder(nn.Module):
         image: "first" feeds the projected photo before the start token; "initial-state" makes h and c from it
             (linear, tanh); "every-step" sets it beside every word.
         tied: the output layer uses the word embeddings (through a linear layer if hidden_dim isn't embed_dim).
+        project: a linear layer brings the photo to embed_dim. False takes it as the encoder's head gives it, so
+            feature_dim must be embed_dim; "initial-state" can't do without.
 
     Raises:
         ArgumentError: an option out of range, or a tensor of the wrong shape or type.
@@ -63,6 +65,7 @@ class LSTMDecoder(nn.Module):
         dropout: float = 0.5,
         image: Literal["first", "initial-state", "every-step"] = "first",
         tied: bool = False,
+        project: bool = True,
     ) -> None:
         """Build with fresh weights; nothing is fetched."""
         super().__init__()
@@ -74,11 +77,18 @@ class LSTMDecoder(nn.Module):
         rate = number("LSTMDecoder dropout", dropout, 0.0, 0.95)
         self.image = choice("LSTMDecoder image", image, ("first", "initial-state", "every-step"))
         self.tied = flag("LSTMDecoder tied", tied)
+        self.project = flag("LSTMDecoder project", project)
+        if not project and (image == "initial-state" or feature_dim != embed_dim):
+            raise ArgumentError(
+                f'project=False feeds the photo to the LSTM as it comes: image must be "first" or "every-step" and '
+                f"embed_dim what the encoder gives; they are {image!r} and {embed_dim}, and it gives {feature_dim}"
+            )
 
         self.dropout = nn.Dropout(rate)
         self.embedding = nn.Embedding(vocab_size, embed_dim)
         as_state = image == "initial-state"
-        self.projection = nn.Linear(feature_dim, 2 * layers * hidden_dim if as_state else embed_dim)
+        wanted = 2 * layers * hidden_dim if as_state else embed_dim
+        self.projection = nn.Linear(feature_dim, wanted) if project else nn.Identity()
         inputs = 2 * embed_dim if image == "every-step" else embed_dim
         self.lstm = nn.LSTM(inputs, hidden_dim, layers, batch_first=True, dropout=rate if layers > 1 else 0.0)
         self.bridge = nn.Linear(hidden_dim, embed_dim) if tied and hidden_dim != embed_dim else nn.Identity()
@@ -116,6 +126,7 @@ class LSTMDecoder(nn.Module):
             "dropout": self.dropout.p,
             "image": self.image,
             "tied": self.tied,
+            "project": self.project,
         }
 
     def prepare(self, features: Features) -> Rows:
@@ -126,7 +137,7 @@ class LSTMDecoder(nn.Module):
                 f"this decoder takes pooled features (photos, {self.feature_dim}) of floating point, not "
                 f"{pooled.dtype} {tuple(pooled.shape)}"
             )
-        projected: Tensor = self.projection(pooled.to(self.projection.weight.dtype))
+        projected: Tensor = self.projection(pooled.to(self.embedding.weight.dtype))
         if self.image != "initial-state":
             return {"image": self.dropout(projected)}
         h, c = projected.tanh().view(-1, 2, self.layers, self.hidden_dim).unbind(dim=1)

@@ -45,7 +45,8 @@ class Head(nn.Module):
         >>> Head(512, dim=256, relu=True)(torch.zeros(2, 512)).shape
         torch.Size([2, 256])
 
-    (N, in_dim) -> (N, dim), or (N, L, in_dim) -> (N, L, dim) without batch norm.
+    (N, in_dim) -> (N, dim), or (N, L, in_dim) -> (N, L, dim) without batch norm. A single photo has no statistics of
+    its own, so in training too it is normalised by the running ones.
     """
 
     def __init__(
@@ -61,7 +62,11 @@ class Head(nn.Module):
         """Project."""
         x = self.linear(x)
         if self.norm is not None:
-            x = self.norm(x)
+            x = self.norm(x) if len(x) > 1 else self._by_running_statistics(self.norm, x)
         if self.relu:
             x = torch.relu(x)
         return nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
+
+    @staticmethod
+    def _by_running_statistics(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)

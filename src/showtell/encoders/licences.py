@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["weights_licence"]
 
 _IMAGENET = "they were trained on ImageNet, whose terms are for research"
+_MADE = "the file is that of scripts/convert-inception"
 
 
 def weights_licence(name: str) -> str | None:
@@ -21,6 +22,8 @@ def weights_licence(name: str) -> str | None:
     kind, _, rest = name.partition(":")
     if name == "default" or kind in ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"):
         return "Apache-2.0 (Google's EfficientNet-Lite)"
+    if kind == "inception-v3-tf" and rest:
+        return f"Apache-2.0 (TensorFlow's release of Inception-v3, if {_MADE}); {_IMAGENET}"
     if kind == "torchvision" and rest:
         from .torchvision import stated_licence
 

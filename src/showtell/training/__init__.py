@@ -2,7 +2,9 @@
 
 from .log_writers import LogWriter
 from .objectives import CrossEntropy, DoublyStochastic, ForcedObjective, Objective, Term
-from .recipe import Recipe, list_recipes, load_recipe
+from .prefixes import Prefixes
+from .recipe import Recipe
+from .recipe_files import list_recipes, load_recipe, recipe_text
 from .rewards import MixedReward
 from .run import TrainResult, train
 from .schedule import InverseSigmoidRise, LinearRise, WarmupCosine
@@ -21,6 +23,7 @@ __all__ = [
     "LogWriter",
     "MixedReward",
     "Objective",
+    "Prefixes",
     "Recipe",
     "ScheduledSampling",
     "SelfCritical",
@@ -31,6 +34,7 @@ __all__ = [
     "WarmupCosine",
     "list_recipes",
     "load_recipe",
+    "recipe_text",
     "train",
     "with_vocabulary",
 ]

@@ -127,7 +127,10 @@ def _hash(root: Path | None, name: str) -> str | None:
 def _origin(init: Init, encoder: str | nn.Module | None, plan: Recipe) -> str:
     if init is None:
         part = plan.encoder if encoder is None else encoder if isinstance(encoder, str) else type(encoder).__name__
-        return f"from scratch on the encoder {part}"
+        if part.startswith("inception-v3-tf:"):
+            part = f"inception-v3-tf:{re.split(r'[/\\\\]', part)[-1].removeprefix('inception-v3-tf:')}"
+        weights = "" if plan.pretrained or isinstance(encoder, nn.Module) else " with random weights"
+        return f"from scratch on the encoder {part}{weights}"
     return "from the captioner that comes with showtell" if init == "default" else "from another captioner"
 
 
@@ -138,7 +141,8 @@ def _licences(
     if init is None:
         chosen = plan.encoder if encoder is None else encoder
         known = weights_licence(chosen) if isinstance(chosen, str) else None
-        found["encoder weights"] = known or _UNKNOWN
+        drawn = isinstance(chosen, str) and not plan.pretrained
+        found["encoder weights"] = "random, not anybody's" if drawn else known or _UNKNOWN
         return found
     said = _fact(card, "license_name") or _fact(card, "license")
     found["captioner it started from"] = said or f"{_UNKNOWN}; its model card names none"

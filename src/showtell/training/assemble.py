@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .. import encoders, storage
+from .. import storage
 from ..assembly import check_part, part_entry, rebuild_problem
 from ..captioner import Captioner
 from ..errors import ArgumentError
@@ -20,6 +20,7 @@ from ..generate import evaluating
 from ..protocols import Encoder, SplitEncoder, as_features
 from ..registry import component_name, find_component
 from ..vocabulary import Vocabulary
+from .encoding import make_encoder
 from .recipe import Recipe
 from .stages import trunk_stages
 from .vocab_transfer import with_vocabulary
@@ -32,6 +33,7 @@ __all__ = [
     "least_count",
     "load_init",
     "make_optimizer",
+    "starts_anew",
     "trunk_trains",
 ]
 
@@ -49,6 +51,23 @@ def load_init(init: Init) -> Captioner | None:
     if init is None or isinstance(init, Captioner):
         return init
     return Captioner.default() if init == "default" else Captioner.from_pretrained(init)
+
+
+def starts_anew(recipe: Recipe) -> str | None:
+    """Why a run with this recipe can't begin with the bundled captioner, or None where it can.
+
+    Example:
+        >>> from showtell.training import load_recipe
+        >>> starts_anew(load_recipe("default").changed({"decoder": "transformer.v1"}))
+        'a new decoder transformer.v1, from scratch: the bundled captioner has lstm.v1'
+    """
+    if recipe.decoder != BUNDLED_DECODER:
+        return f"a new decoder {recipe.decoder}, from scratch: the bundled captioner has {BUNDLED_DECODER}"
+    if recipe.encoder != "default":
+        return f"the encoder {recipe.encoder} and a new decoder, from scratch: the recipe names its encoder"
+    if not recipe.pretrained:
+        return "random encoder weights and a new decoder, from scratch: the recipe says pretrained = false"
+    return None
 
 
 def fingerprint(part: Captioner | nn.Module | str | None) -> str | None:
@@ -96,7 +115,11 @@ def assemble(
         say(f"vocabulary: {kept} kept, as there are few captions (for many, the recipe asks for {recipe.min_count})")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        made = _new(recipe, encoder, captions, count) if start is None else _grown(recipe, start, captions, count, say)
+        made = (
+            _new(recipe, encoder, captions, count, say)
+            if start is None
+            else _grown(recipe, start, captions, count, say)
+        )
         made.encoder = cast(Encoder, _with_training(made.encoder, recipe.train_encoder))
     if isinstance(encoder, nn.Module) and (problem := rebuild_problem("encoder", made.encoder)):
         say(
@@ -110,25 +133,18 @@ def assemble(
     return made
 
 
-def _new(recipe: Recipe, encoder: str | nn.Module | None, captions: Sequence[str], count: int) -> Captioner:
-    chosen = recipe.encoder if encoder is None else encoder
+def _new(recipe: Recipe, encoder: str | nn.Module | None, captions: Sequence[str], count: int, say: Say) -> Captioner:
     kind: Any = find_component("decoder", recipe.decoder)
     looks = bool(getattr(kind, "has_attention", False))
-    part: Any
-    if isinstance(chosen, nn.Module):
-        part = copy.deepcopy(chosen)
-    elif chosen == "default":
-        part = Captioner.default().encoder
-        if looks:
-            part = _with_grid(part)
-    else:
-        part = encoders.create_pretrained(chosen, **({"grid": True} if looks else {}))
+    part = make_encoder(recipe, encoder, grid=looks, say=say)
     vocabulary = Vocabulary.build(
         captions,
         kind=cast(Any, recipe.vocabulary),
         min_count=count,
         max_size=recipe.max_size or None,
         lowercase=recipe.lowercase,
+        punctuation=cast(Any, recipe.punctuation) if recipe.vocabulary == "word" else None,
+        hyphens=cast(Any, recipe.hyphens),
     )
     decoder = kind(vocab_size=len(vocabulary), feature_dim=part.feature_dim, **recipe.decoder_options())
     captioner = Captioner(part, decoder, vocabulary, search=recipe.search)
@@ -139,13 +155,6 @@ def _new(recipe: Recipe, encoder: str | nn.Module | None, captions: Sequence[str
         with torch.inference_mode(), evaluating(decoder):
             decoder.prepare(features)
     return captioner
-
-
-def _with_grid(encoder: Any) -> Any:
-    """The encoder, returning its grid too."""
-    other = type(encoder)(**{**encoder.config(), "grid": True})
-    other.load_state_dict(encoder.state_dict())
-    return other
 
 
 def _grown(recipe: Recipe, start: Captioner, captions: Sequence[str], count: int, say: Say) -> Captioner:
@@ -172,6 +181,8 @@ def _grown(recipe: Recipe, start: Captioner, captions: Sequence[str], count: int
         say(f"its decoder is kept: {kept}, whatever the recipe says")
     if recipe.encoder != "default":
         say(f"its encoder is kept, though the recipe names {recipe.encoder!r}; use --init none for that one")
+    elif recipe.encoder_options():
+        say(f"its encoder is kept, whatever the recipe says of its {', '.join(recipe.encoder_options())}")
     return Captioner(copy.deepcopy(start.encoder), decoder, words, search=recipe.search)
 
 

@@ -12,6 +12,7 @@ from ..metrics import CiderD
 from ..search import parse_search
 from .frequencies import cached_frequencies
 from .objectives import CrossEntropy, DoublyStochastic, Objective
+from .prefixes import Prefixes
 from .recipe import Recipe
 from .rewards import MixedReward
 from .schedule import InverseSigmoidRise, LinearRise
@@ -39,6 +40,8 @@ def of_words(plan: Recipe, total: int) -> Objective:
     """Cross entropy, with what the recipe adds; `total` steps."""
     words = CrossEntropy(plan.label_smoothing)
     base: Any = DoublyStochastic(words, plan.doubly_stochastic) if plan.doubly_stochastic else words
+    if plan.prefixes:
+        return Prefixes(base)
     if plan.objective != "scheduled-sampling":
         return cast(Objective, base)
     if plan.sampling_rise == "linear":

@@ -1,27 +1,23 @@
-"""Recipes: everything that a training run is told, from a small TOML file."""
+"""A recipe: everything that a training run is told."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import json
-import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from ..assembly import shapes_only
 from ..checks import choice, flag, number, whole
 from ..data import Augmentation
-from ..errors import ArgumentError, ComponentError, NotFoundError, ShowtellError
+from ..errors import ArgumentError
 from ..registry import find_component
 from ..search import parse_search
 from .precision import PRECISIONS
 
-__all__ = ["Recipe", "list_recipes", "load_recipe"]
+__all__ = ["HOME", "PREFIXED", "SECTIONS", "Recipe", "nearest"]
 
 _DECODER_OPTIONS = (
     "embed_dim",
@@ -37,11 +33,19 @@ _DECODER_OPTIONS = (
     "positions",
     "max_positions",
     "tied",
+    "project",
 )
 _AUGMENTATION = ("flip", "flip_guard", "crop_area", "squash", "brightness", "contrast", "saturation")
-_SECTIONS = {
+_HEAD_OPTIONS = ("batch_norm", "relu", "dropout")
+SECTIONS = {
     "encoder": (
         "encoder",
+        "pretrained",
+        "image_size",
+        "resize",
+        "grid_size",
+        "head_dim",
+        *(f"head_{key}" for key in _HEAD_OPTIONS),
         "train_encoder",
         "encoder_learning_rate",
         "layer_decay",
@@ -49,7 +53,7 @@ _SECTIONS = {
         "freeze_batch_norm",
     ),
     "decoder": ("decoder", *_DECODER_OPTIONS),
-    "vocabulary": ("vocabulary", "min_count", "max_size", "lowercase"),
+    "vocabulary": ("vocabulary", "min_count", "max_size", "lowercase", "punctuation", "hyphens"),
     "augmentation": _AUGMENTATION,
     "batch": ("photos", "captions", "max_length", "accumulate"),
     "optimizer": (
@@ -66,7 +70,7 @@ _SECTIONS = {
         "compile",
         "seed",
     ),
-    "objective": ("objective", "doubly_stochastic", "sampling", "sampling_rise"),
+    "objective": ("objective", "doubly_stochastic", "prefixes", "sampling", "sampling_rise"),
     "self_critical": (
         "self_critical_epochs",
         "self_critical_samples",
@@ -79,8 +83,8 @@ _SECTIONS = {
     "validation": ("evaluate_every_epochs", "val_photos", "patience", "search"),
     "saving": ("weights_dtype", "save_every_steps", "log_every_steps"),
 }
-_HOME = {key: section for section, keys in _SECTIONS.items() for key in keys}
-_PREFIXED = ("self_critical",)  # in these sections a file leaves the section's name out of the keys
+HOME = {key: section for section, keys in SECTIONS.items() for key in keys}
+PREFIXED = ("self_critical",)  # in these sections a file leaves the section's name out of the keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,7 @@ class Recipe:
     """Every setting of a training run; `load_recipe` makes one, `recipe.changed(...)` another.
 
     Example:
+        >>> from showtell.training import load_recipe
         >>> recipe = load_recipe("default").changed({"epochs": 3})
         >>> recipe.epochs, recipe.precision
         (3, 'fp32')
@@ -101,6 +106,14 @@ class Recipe:
     """
 
     encoder: str
+    pretrained: bool
+    image_size: int
+    resize: str
+    grid_size: int
+    head_dim: int
+    head_batch_norm: bool
+    head_relu: bool
+    head_dropout: float
     train_encoder: bool | tuple[str, ...]
     encoder_learning_rate: float
     layer_decay: float
@@ -120,10 +133,13 @@ class Recipe:
     positions: str | None = None
     max_positions: int | None = None
     tied: bool | None = None
+    project: bool | None = None
     vocabulary: str
     min_count: int
     max_size: int
     lowercase: bool
+    punctuation: str
+    hyphens: str
     flip: float
     flip_guard: tuple[str, ...]
     crop_area: float
@@ -149,6 +165,7 @@ class Recipe:
     seed: int
     objective: str
     doubly_stochastic: float
+    prefixes: bool
     sampling: float
     sampling_rise: str
     self_critical_epochs: int
@@ -237,11 +254,29 @@ class Recipe:
             object.__setattr__(self, "train_encoder", tuple(trained))
         elif type(trained) is not bool:
             raise ArgumentError(f"train_encoder must be true, false or a list of module names, not {trained!r:.100}")
+        self._check_encoder()
         self._check_decoder()
         choice("vocabulary", self.vocabulary, ("word", "bpe"))
         whole("min_count", self.min_count, 1, 10**6)
         whole("max_size", self.max_size, 0, 10**6)
         flag("lowercase", self.lowercase)
+        choice("punctuation", self.punctuation, ("drop", "keep"))
+        choice("hyphens", self.hyphens, ("inside", "apart"))
+        flag("prefixes", self.prefixes)
+
+    def _check_encoder(self) -> None:
+        """The encoder isn't built here: whether it can be so large, or has a grid, it says itself."""
+        flag("pretrained", self.pretrained)
+        for key, low, high in (("image_size", 16, 2048), ("grid_size", 1, 64), ("head_dim", 1, 65536)):
+            value = getattr(self, key)
+            whole(key, value, low if value else 0, high)
+        choice("resize", self.resize, ("as-trained", "squash", "crop"))
+        flag("head_batch_norm", self.head_batch_norm)
+        flag("head_relu", self.head_relu)
+        object.__setattr__(self, "head_dropout", number("head_dropout", self.head_dropout, 0.0, 0.95))
+        asked = [key for key in _HEAD_OPTIONS if getattr(self, f"head_{key}")]
+        if asked and not self.head_dim:
+            raise ArgumentError(f"head_{asked[0]} belongs to a head; give it a width with head_dim")
 
     def _check_objective(self) -> None:
         choice("objective", self.objective, ("cross-entropy", "scheduled-sampling", "self-critical"))
@@ -257,6 +292,10 @@ class Recipe:
                 'objective = "self-critical" makes the whole run self-critical, for the epochs of [optimizer]; leave '
                 "self_critical_epochs at 0, or the objective at cross-entropy for both in one run"
             )
+        if self.prefixes and self.objective != "cross-entropy":
+            raise ArgumentError(
+                f'prefixes goes with the objective cross-entropy; set it to false for "{self.objective}"'
+            )
         if self.objective == "self-critical" and self.doubly_stochastic:
             raise ArgumentError(
                 'doubly_stochastic goes with the objectives that teach words; set it to 0 for "self-critical"'
@@ -266,6 +305,11 @@ class Recipe:
         """Give the decoder's options their defaults; the decoder itself, built without memory, checks the values."""
         kind: Any = find_component("decoder", self.decoder)
         parameters = inspect.signature(kind).parameters
+        if self.grid_size and not getattr(kind, "has_attention", False):
+            raise ArgumentError(
+                f"grid_size = {self.grid_size} needs a decoder that looks at a grid, and {self.decoder} knows one "
+                "vector a photo; set it to 0, or choose attention-lstm.v1"
+            )
         known = [key for key in _DECODER_OPTIONS if key in parameters]
         for key in _DECODER_OPTIONS:
             if key not in known and getattr(self, key) is not None:
@@ -285,7 +329,17 @@ class Recipe:
                 "feature_dim"
             )
         with shapes_only():
-            kind(vocab_size=4, feature_dim=1, **self.decoder_options())
+            width = self.head_dim or self.embed_dim or 1  # without a head the width is known when the encoder is
+            kind(vocab_size=4, feature_dim=width, **self.decoder_options())
+
+    def encoder_options(self) -> dict[str, Any]:
+        """What the encoder is called with beside its name; what the recipe leaves to the encoder isn't among it."""
+        found: dict[str, Any] = {key: getattr(self, key) for key in ("image_size", "grid_size") if getattr(self, key)}
+        if self.resize != "as-trained":
+            found["resize"] = self.resize
+        if self.head_dim:
+            found["head"] = {"dim": self.head_dim, **{key: getattr(self, f"head_{key}") for key in _HEAD_OPTIONS}}
+        return found
 
     def decoder_options(self) -> dict[str, Any]:
         """What the decoder's class is called with, beside vocab_size and feature_dim."""
@@ -303,8 +357,8 @@ class Recipe:
         if not isinstance(overrides, Mapping):
             raise ArgumentError(f"settings to change are a dict such as {{'epochs': 3}}, not {overrides!r:.100}")
         for key in overrides:
-            if key not in _HOME:
-                raise ArgumentError(f"a recipe has no setting {key!r:.100}{_nearest(key, _HOME)}")
+            if key not in HOME:
+                raise ArgumentError(f"a recipe has no setting {key!r:.100}{nearest(key, HOME)}")
         kept = self.values()
         if overrides.get("decoder", self.decoder) != self.decoder:
             kept = {key: value for key, value in kept.items() if key not in _DECODER_OPTIONS}
@@ -319,103 +373,20 @@ class Recipe:
         """The recipe as a file that `load_recipe` reads back to an equal one.
 
         Example:
+            >>> from showtell.training import load_recipe
             >>> print(load_recipe("tiny").toml().split("[batch]")[1].splitlines()[1])
             photos = 32
         """
         values = self.values()
         sections = []
-        for section, keys in _SECTIONS.items():
-            lines = [f"{key} = {json.dumps(values[key])}" for key in keys if key in values]
+        for section, keys in SECTIONS.items():
+            short = f"{section}_" if section in PREFIXED else ""
+            lines = [f"{key.removeprefix(short)} = {json.dumps(values[key])}" for key in keys if key in values]
             sections.append("\n".join([f"[{section}]", *lines]) + "\n")
         return "\n".join(sections)
 
 
-def list_recipes() -> dict[str, str]:
-    """The recipes that come with showtell: name -> what its file says first.
-
-    Example:
-        >>> sorted(list_recipes())
-        ['default', 'tiny']
-    """
-    folder = files(__package__).joinpath("recipes")
-    found = {}
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".toml"):
-            lines = entry.read_text(encoding="utf-8").splitlines()
-            found[entry.name.removesuffix(".toml")] = lines[0].lstrip("# ") if lines else ""
-    return found
-
-
-def load_recipe(source: str | os.PathLike[str] | Recipe = "default") -> Recipe:
-    """A recipe by name, or from a TOML file of your own; what it doesn't say is as in the default recipe.
-
-    Example:
-        >>> load_recipe("tiny").hidden_dim
-        128
-
-    A text that ends in ".toml" or holds a slash is a file.
-
-    Raises:
-        ComponentError: no recipe of that name.
-        NotFoundError: no such file.
-        ArgumentError: not TOML, an unknown section or setting (the nearest is named), a value out of its range.
-    """
-    if isinstance(source, Recipe):
-        return source
-    if not isinstance(source, str | os.PathLike):
-        raise ArgumentError(f"a recipe is a name, a TOML file or a Recipe, not {source!r:.100}")
-    default = Recipe(**_settings(_bundled("default"), "recipe default"))
-    name = os.fspath(source)
-    if not isinstance(source, str) or name.endswith(".toml") or "/" in name or os.sep in name:
-        path = Path(name)
-        if not path.is_file():
-            raise NotFoundError(f"no recipe file {name!r}")
-        text, where = path.read_bytes().decode("utf-8", errors="replace"), str(path)
-    else:
-        text, where = _bundled(name), f"recipe {name}"
-    try:
-        return default.changed(_settings(text, where))
-    except ShowtellError as error:
-        raise ArgumentError(error.args[0] if where in str(error) else f"{where}: {error}") from error
-
-
-def _bundled(name: str) -> str:
-    known = list_recipes()
-    if name not in known:
-        raise ComponentError(
-            f"no recipe {name!r:.100}{_nearest(name, known)}; there are {', '.join(known)}, or pass the path of a "
-            ".toml file"
-        )
-    return files(__package__).joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
-
-
-def _settings(text: str, where: str) -> dict[str, Any]:
-    """Flatten the sections, each key in its own one."""
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ArgumentError(f"{where}: not TOML: {error}") from error
-    settings: dict[str, Any] = {}
-    for section, values in document.items():
-        if section not in _SECTIONS:
-            hint = f"; it belongs in [{_HOME[section]}]" if section in _HOME else _nearest(section, _SECTIONS)
-            raise ArgumentError(f"{where}: a recipe has no section [{section}]{hint}")
-        if not isinstance(values, dict):
-            raise ArgumentError(
-                f"{where}: {section} = {values!r:.100} stands outside a section; "
-                f"put it under [{_HOME.get(section, section)}]"
-            )
-        for short, value in values.items():
-            key = f"{section}_{short}" if section in _PREFIXED else short
-            if key not in _HOME:
-                known = [k.removeprefix(f"{section}_") for k in _SECTIONS[section]] if section in _PREFIXED else _HOME
-                raise ArgumentError(f"{where}: [{section}] has no setting {short!r:.100}{_nearest(short, known)}")
-            if _HOME[key] != section:
-                raise ArgumentError(f"{where}: {key} belongs in [{_HOME[key]}], not in [{section}]")
-            settings[key] = value
-    return settings
-
-
-def _nearest(name: Any, known: Iterable[str]) -> str:
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(known)}"

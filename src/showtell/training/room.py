@@ -69,8 +69,8 @@ class Room:
         if tried is None:
             raise RunError(
                 f"step {step}: memory ran out, and a batch of this kind can't be cut (it has no `photo_count` and no "
-                f"`part`, as Batch has). Make smaller batches and accumulate more of them, or: {_FIXES}. What torch says: "
-                f"{error!s:.300}"
+                f"`part`, as Batch has). Make smaller batches and accumulate more of them, or: {_FIXES}. What torch "
+                f"says: {error!s:.300}"
             ) from error
         if tried <= 1:
             raise RunError(

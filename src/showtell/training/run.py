@@ -19,12 +19,13 @@ from ..devices import usable_device
 from ..errors import ArgumentError
 from ..version import __version__
 from .about import about_run, environment
-from .assemble import BUNDLED_DECODER, Init, assemble, fingerprint, load_init
+from .assemble import Init, assemble, fingerprint, load_init, starts_anew
 from .job import CHOSEN_BY, Job, Progress, Say, open_data, prepare, usable
 from .log_writers import LogWriter, open_writers
 from .logbook import Logbook, logbook
 from .model_card import card, measured_speed
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe
+from .recipe_files import load_recipe
 from .run_folder import RunFolder
 from .trainer import StepReport
 
@@ -97,7 +98,7 @@ def train(
         recipe: a recipe's name, a TOML file or a `Recipe`.
         init: the captioner to start from: "default" (the bundled one), a folder, a Hub id or a `Captioner`; None:
             from scratch, on the bundled captioner's encoder unless `encoder` or the recipe names another. A recipe
-            with another decoder than the bundled captioner's makes None of "default".
+            with another decoder than the bundled captioner's, or that names its encoder, makes None of "default".
         encoder: for init=None: "efficientnet-lite0", "torchvision:resnet50", "timm:NAME", or an encoder of your own.
         overrides: recipe settings to change, such as {"epochs": 3}.
         images, image_column, caption_column: as for `read_dataset`.
@@ -122,8 +123,8 @@ def train(
     writers = open_writers(log_to)
     if data_license is not None and not (isinstance(data_license, str) and data_license.strip()):
         raise ArgumentError(f'data_license is a licence\'s name such as "CC BY 4.0", not {data_license!r:.100}')
-    if isinstance(init, str) and init == "default" and plan.decoder != BUNDLED_DECODER:
-        say(f"a new decoder {plan.decoder}, from scratch: the bundled captioner has {BUNDLED_DECODER}")
+    if isinstance(init, str) and init == "default" and (other := starts_anew(plan)):
+        say(other)
         init = None
     where = _device(device)
     with _threads(threads), torch.random.fork_rng(devices=[]), ExitStack() as stack:
