@@ -127,8 +127,9 @@ def _hash(root: Path | None, name: str) -> str | None:
 def _origin(init: Init, encoder: str | nn.Module | None, plan: Recipe) -> str:
     if init is None:
         part = plan.encoder if encoder is None else encoder if isinstance(encoder, str) else type(encoder).__name__
-        if part.startswith("inception-v3-tf:"):
-            part = f"inception-v3-tf:{re.split(r'[/\\\\]', part)[-1].removeprefix('inception-v3-tf:')}"
+        kind, colon, file = part.partition(":")
+        if kind == "inception-v3-tf":
+            part = kind + colon + re.split(r"[/\\]", file)[-1]
         weights = "" if plan.pretrained or isinstance(encoder, nn.Module) else " with random weights"
         return f"from scratch on the encoder {part}{weights}"
     return "from the captioner that comes with showtell" if init == "default" else "from another captioner"
