@@ -56,6 +56,23 @@ def test_one_run_does_cross_entropy_and_then_self_critical_training(both: Any) -
     assert (output / "reward-frequencies.bin").is_file()
 
 
+def test_a_run_of_two_parts_shows_the_reward_in_the_place_of_the_loss(photos: Path, tmp_path: Path) -> None:
+    heard: list[str] = []
+    go(photos, tmp_path / "run", heard, overrides={**BOTH_PARTS, "log_every_steps": 4})
+    steps = [row for row in metrics(tmp_path / "run") if row["kind"] == "steps"]
+    assert [row["step"] for row in steps] == [4, 8, 12]
+    assert ["train_reward" in row for row in steps] == [False, True, True]  # step 8: the mean of steps 7 and 8
+    curve = (tmp_path / "run" / "README.md").read_text().partition("## Curve\n\n")[2].splitlines()
+    assert curve[0] == "| step | epoch | training loss | reward | validation loss | CIDEr-D | BLEU-4 |"
+    cells = {line.strip("| ").split(" | ")[0]: [cell.strip() for cell in line[1:-1].split("|")] for line in curve[2:7]}
+    rows = {row["step"]: row for row in evaluations(tmp_path / "run")}
+    assert cells["6"][2:4] == [f"{rows[6]['train_loss']:.3f}", ""]
+    assert cells["9"][2:4] == ["", f"{rows[9]['train_reward']:.3f}"]
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "Reward of drawn captions" in report
+    assert "step 12 of 12" in report
+
+
 def test_the_second_part_begins_with_the_best_weights_of_the_first(photos: Path, tmp_path: Path, both: Any) -> None:
     # A rate of 0 leaves them as they are: what the last step holds is what the best step of the first part held.
     still = {**BOTH_PARTS, "self_critical_learning_rate": 0.0, "weight_decay": 0.0, "learning_rate": 0.5}

@@ -30,6 +30,14 @@ _OTHERS = {
     "tokens_per_second": "Words a second",
     "data_share": "Waiting for data",
 }
+_TITLES = {
+    **_OTHERS,
+    "train_reward": "Reward of drawn captions",
+    "train_words": "Words a drawn caption",
+    "train_bad_endings": "Drawn captions that end badly",
+    "val_words": "Words a validation caption",
+    "val_bad_endings": "Validation captions that end badly",
+}
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,7 @@ def _curves(progress: Progress) -> Html:
     for key in [*(k for k in _OTHERS if _points(steps, k)), *more[:_MOST_OTHERS]]:
         rows = steps if _points(steps, key) else evaluations
         if _points(rows, key):
-            drawn.append(one(_OTHERS.get(key, key.replace("_", " ")), rows, key))
+            drawn.append(one(_TITLES.get(key, key.replace("_", " ")), rows, key))
     return element("section", element("h2", "Curves"), element("div", *drawn, class_="plots"))
 
 
