@@ -330,8 +330,9 @@ def test_the_file_of_a_checkpoint_holds_the_average_and_training_pt_the_weights(
 TWO_PARTS = {"self_critical_epochs": 1, "self_critical_samples": 2}
 
 
-def test_a_second_part_begins_with_the_averaged_weights_of_the_best_step(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ema_decay", [0.9, 0.0])
+def test_a_second_part_begins_with_the_best_step_as_it_was_validated(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema_decay: float
 ) -> None:
     seen: list[dict[str, Tensor]] = []
     second = Job.second
@@ -342,14 +343,14 @@ def test_a_second_part_begins_with_the_averaged_weights_of_the_best_step(
 
     monkeypatch.setattr(Job, "second", noted)
     monkeypatch.setattr(Progress, "better", lambda self, found: self.best_step is None)
-    run(photos, tmp_path / "run", **TWO_PARTS)  # the best step is the one before the trunk trains
+    run(photos, tmp_path / "run", **TWO_PARTS, ema_decay=ema_decay)  # the best step is the one before the trunk trains
     folder = tmp_path / "run" / "checkpoints"
     best = load_file(folder / "step-00000005" / "model.safetensors")
     assert all(torch.equal(seen[0][name], tensor) for name, tensor in best.items())
     trunk = "encoder.low.0.weight"
     last = everything_in(folder / "step-00000015")
     assert not torch.equal(last["model"][trunk], best[trunk])  # its start doesn't come a second time
-    assert last["trainer"]["average"]["count"] == 5
+    assert not ema_decay or last["trainer"]["average"]["count"] == 5
 
 
 @pytest.mark.parametrize("stop", [10, 12])
