@@ -161,7 +161,7 @@ class LSTMDecoder(nn.Module):
                 found = tuple(state[name].shape) if name in state else "none"
                 raise ArgumentError(f"a step of {tokens.shape[0]} rows takes a state {name} {shape}, not {found}")
         hidden, after = self._words(tokens.unsqueeze(1), memory).squeeze(1), []
-        # Cell by cell: for one step nn.LSTM would rearrange its weights first, which takes longer than the step.
+        # Cell by cell: one step of nn.LSTM would want the state's layers in front.
         for layer in range(self.layers):
             weights = (getattr(self.lstm, f"{name}_l{layer}") for name in _CELL)
             before = state["h"][:, layer], state["c"][:, layer]
