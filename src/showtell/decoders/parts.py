@@ -1,4 +1,4 @@
-"""What decoders share: words in and out; for those that look at a grid: reading it, soft attention, the LSTM's gates."""
+"""What decoders share: words in and out; for those that look at a grid, soft attention and its LSTM gates."""
 
 from __future__ import annotations
 
