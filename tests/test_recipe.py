@@ -62,6 +62,12 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
         ('[vocabulary]\nhyphens = "out"\n', "hyphens must be one of"),
         ('[vocabulary]\npunctuation = "out"\n', "punctuation must be one of"),
         ("[encoder]\nbatch_norm = true\n", "did you mean 'head_batch_norm'"),
+        ("[batch]\nphotos = " + "[" * 5_000 + "]" * 5_000, "not TOML"),
+        ("[batch]\nphotos = " + "9" * 5_000, "not TOML"),
+        ("[batch]\nphotos = 0x" + "f" * 5_000, "photos must be a whole number in .* thousands of digits"),
+        ("[optimizer]\nlearning_rate = 0x" + "f" * 5_000, "learning_rate must be a number in .* thousands of digits"),
+        (f"[{'a' * 5_000}]\nb = 1", r"no section \[a{100}\]"),
+        ("#" * 2**20 + "\n", "longer than 1,048,576 bytes"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, message: str) -> None:
@@ -70,6 +76,22 @@ def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, m
     with pytest.raises(ArgumentError, match=message) as caught:
         load_recipe(path)
     assert "mine.toml" in str(caught.value)
+
+
+def test_words_of_any_script_go_through_a_file(tmp_path: Path) -> None:
+    recipe = load_recipe("default").changed({"flip_guard": ["बाएं", "左", "\U00020bb7"]})
+    path = tmp_path / "mine.toml"
+    path.write_text(recipe.toml(), encoding="utf-8")
+    assert "बाएं" in recipe.toml()
+    assert load_recipe(path) == recipe
+
+
+def test_a_byte_order_mark_is_no_mistake_and_a_name_that_no_file_can_have_is_not_found(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"\xef\xbb\xbf[optimizer]\nepochs = 7\n")
+    assert load_recipe(path).epochs == 7
+    with pytest.raises(NotFoundError, match="no recipe file 'aaa"):
+        load_recipe("a" * 5_000 + ".toml")
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest_name() -> None:

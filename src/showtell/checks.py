@@ -16,14 +16,14 @@ T = TypeVar("T")
 def whole(name: str, value: Any, low: int, high: int) -> int:
     """A whole number in low..high (bool doesn't count)."""
     if type(value) is not int or not low <= value <= high:
-        raise ArgumentError(f"{name} must be a whole number in {low}..{high}, not {value!r:.100}")
+        raise ArgumentError(f"{name} must be a whole number in {low}..{high}, not {_shown(value)}")
     return value
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
     """A finite number in low..high (bool doesn't count)."""
-    if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
-        raise ArgumentError(f"{name} must be a number in {low:g}..{high:g}, not {value!r:.100}")
+    if type(value) not in (int, float) or not low <= value <= high or not math.isfinite(value):
+        raise ArgumentError(f"{name} must be a number in {low:g}..{high:g}, not {_shown(value)}")
     return float(value)
 
 
@@ -39,3 +39,10 @@ def choice(name: str, value: T, options: Sequence[T]) -> T:
     if value not in options:
         raise ArgumentError(f"{name} must be one of {', '.join(map(repr, options))}, not {value!r:.100}")
     return value
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.100}"
+    except ValueError:  # Python prints no number of more than 4,300 digits
+        return "one of thousands of digits"

@@ -101,5 +101,5 @@ def _setting(text: str) -> tuple[str, Any]:
         raise ArgumentError(f"--set {text!r}: write KEY=VALUE, as in --set epochs=3")
     try:
         return key.strip(), tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # the latter for lists in lists in lists
         return key.strip(), value

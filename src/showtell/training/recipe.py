@@ -381,7 +381,11 @@ class Recipe:
         sections = []
         for section, keys in SECTIONS.items():
             short = f"{section}_" if section in PREFIXED else ""
-            lines = [f"{key.removeprefix(short)} = {json.dumps(values[key])}" for key in keys if key in values]
+            lines = [
+                f"{key.removeprefix(short)} = {json.dumps(values[key], ensure_ascii=False)}"
+                for key in keys
+                if key in values
+            ]
             sections.append("\n".join([f"[{section}]", *lines]) + "\n")
         return "\n".join(sections)
 

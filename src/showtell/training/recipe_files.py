@@ -13,6 +13,8 @@ from .recipe import HOME, PREFIXED, SECTIONS, Recipe, nearest
 
 __all__ = ["list_recipes", "load_recipe", "recipe_text"]
 
+_MOST_BYTES = 2**20
+
 
 def list_recipes() -> dict[str, str]:
     """The recipes that come with showtell: name -> what its file says first.
@@ -52,9 +54,7 @@ def load_recipe(source: str | os.PathLike[str] | Recipe = "default") -> Recipe:
     name = os.fspath(source)
     if not isinstance(source, str) or name.endswith(".toml") or "/" in name or os.sep in name:
         path = Path(name)
-        if not path.is_file():
-            raise NotFoundError(f"no recipe file {name!r}")
-        text, where = path.read_bytes().decode("utf-8", errors="replace"), str(path)
+        text, where = _read(path, name), str(path)
     else:
         text, where = recipe_text(name), f"recipe {name}"
     try:
@@ -81,17 +81,31 @@ def recipe_text(name: str) -> str:
     return files(__package__).joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
 
 
+def _read(path: Path, name: str) -> str:
+    """The text of a recipe's file, with or without the mark that some editors put at its start."""
+    if not os.path.isfile(path):  # noqa: PTH113 - False, not an error, for names that no file can have
+        raise NotFoundError(f"no recipe file {name!r:.300}")
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise ArgumentError(f"{path} can't be read: {error.strerror}") from error
+    if len(data) > _MOST_BYTES:
+        raise ArgumentError(f"{path} is longer than {_MOST_BYTES:,} bytes; a recipe has a hundred lines")
+    return data.decode("utf-8-sig", errors="replace")
+
+
 def _settings(text: str, where: str) -> dict[str, Any]:
     """Flatten the sections, each key in its own one."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ArgumentError(f"{where}: not TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
+        raise ArgumentError(f"{where}: not TOML: {error!s:.200}") from error
     settings: dict[str, Any] = {}
     for section, values in document.items():
         if section not in SECTIONS:
             hint = f"; it belongs in [{HOME[section]}]" if section in HOME else nearest(section, SECTIONS)
-            raise ArgumentError(f"{where}: a recipe has no section [{section}]{hint}")
+            raise ArgumentError(f"{where}: a recipe has no section [{section:.100}]{hint}")
         if not isinstance(values, dict):
             raise ArgumentError(
                 f"{where}: {section} = {values!r:.100} stands outside a section; "
