@@ -113,6 +113,12 @@ def test_the_guarded_words_may_be_those_of_another_language() -> None:
     assert not german.may_flip(["ein Hund rechts im Bild"])
     assert german.may_flip(["what is left of it", "Rechtschreibung"])
     assert not Augmentation(flip=1.0, flip_guard=("左",)).may_flip(["一只狗在左边"])
+    # Words with marks of their own: Hindi and Thai for left, a French one with its accent set apart in the caption.
+    hindi = Augmentation(flip=1.0, flip_guard=("बाएं",))
+    assert not hindi.may_flip(["कुत्ता बाएं है।"])
+    assert hindi.may_flip(["कुत्ता है।"])
+    assert not Augmentation(flip=1.0, flip_guard=("ซ้าย",)).may_flip(["สุนัขอยู่ทางซ้ายมือ"])
+    assert not Augmentation(flip=1.0, flip_guard=("côté",)).may_flip(["sur le co\u0302te\u0301."])
     assert Augmentation(flip=1.0, flip_guard=()).may_flip(["left"])
 
 

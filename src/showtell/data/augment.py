@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from unicodedata import category, normalize
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ class Augmentation:
             object.__setattr__(self, name, number(name, getattr(self, name), 0.0, 1.0))
         words = self.flip_guard
         if not isinstance(words, list | tuple) or not all(
-            isinstance(w, str) and _words(w) == {w.casefold()} for w in words
+            isinstance(w, str) and _words(w) == {_folded(w)} for w in words
         ):
             raise ArgumentError(f'flip_guard is a list of single words such as ["left", "right"], not {words!r:.200}')
         object.__setattr__(self, "flip_guard", tuple(words))
@@ -87,10 +88,10 @@ class Augmentation:
             >>> guard.may_flip(["a man in a bright hat"]), guard.may_flip(["a man", "his left-hand glove"])
             (True, False)
         """
-        guarded = {word.casefold() for word in self.flip_guard}
+        guarded = {_folded(word) for word in self.flip_guard}
         whole_words = {word for caption in captions for word in _words(caption)}
         unspaced = [word for word in guarded if _UNSPACED.search(word)]
-        return not guarded & whole_words and not any(word in caption for caption in captions for word in unspaced)
+        return not guarded & whole_words and not any(word in _folded(each) for each in captions for word in unspaced)
 
 
 class Augmented:
@@ -198,4 +199,12 @@ def _grey(pixels: _Floats) -> _Floats:
 
 
 def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold()))
+    text = _folded(text)
+    if text.isascii():
+        return set(re.findall(r"\w+", text))
+    # re's \w leaves out marks that are part of words, such as the vowel signs of Hindi and Thai.
+    return set("".join(each if each.isalnum() or category(each)[0] == "M" else " " for each in text).split())
+
+
+def _folded(text: str) -> str:
+    return normalize("NFC", text.casefold())
