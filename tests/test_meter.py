@@ -103,6 +103,21 @@ def test_a_row_is_the_mean_of_its_steps_and_a_window_goes_on_in_the_next_session
     assert window == {"steps": 2, "train_loss": 3.0, "grad_norm": 4.0, "tokens": 40, "seconds": 4.0, "waited": 1.0}
 
 
+def test_a_skipped_step_leaves_rows_that_any_json_reader_takes() -> None:
+    shown = meter([], Watch(), every=3)
+    shown.step(report(1, grad_norm=float("inf")))
+    shown.step(report(2, grad_norm=2.0))
+    row = shown.step(report(3, grad_norm=4.0))
+    assert row is not None
+    assert row["grad_norm"] == 3.0
+    shown.step(report(4, grad_norm=float("nan")))
+    shown.step(report(5, grad_norm=float("inf")))
+    row = shown.step(report(6, grad_norm=float("inf")))
+    assert row is not None
+    assert "grad_norm" not in row
+    assert row["train_loss"] == 2.0
+
+
 def test_terms_are_in_the_row_where_there_are_several() -> None:
     shown = meter([], Watch(), every=2)
     shown.step(report(1, terms={"words": 2.0, "attention": 1.0}))

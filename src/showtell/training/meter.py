@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +74,7 @@ class Meter:
             "train_loss": report.loss,
             **terms,
             **{f"train_{name}": value for name, value in report.notes.items()},
-            "grad_norm": report.grad_norm,
+            **({"grad_norm": report.grad_norm} if math.isfinite(report.grad_norm) else {"skipped": 1}),
             "tokens": report.tokens,
             "seconds": report.seconds,
             "waited": report.seconds * report.data_share,
@@ -92,7 +93,8 @@ class Meter:
         sums = dict(self._window)
         self._window.clear()
         steps, tokens, seconds, waited = (sums.pop(name) for name in ("steps", "tokens", "seconds", "waited"))
-        means = {name: value / steps for name, value in sums.items()}
+        counted = steps - sums.pop("skipped", 0)  # a float16 step that was skipped has no gradient to tell of
+        means = {name: value / (counted if name == "grad_norm" else steps) for name, value in sums.items()}
         means["tokens_per_second"] = round(tokens / seconds, 1) if seconds > 0 else 0.0
         means["data_share"] = round(waited / seconds, 4) if seconds > 0 else 0.0
         return means
