@@ -371,3 +371,8 @@ def test_a_card_needs_nothing_but_a_title() -> None:
     for absent in ("## Scores", "## Data"):
         assert absent not in card.text
     assert "wrong about numbers" in card.text
+
+
+@pytest.mark.parametrize("odd", ["no", "a: b # c", "- 1", "a\nb", "a\x7fb\x85", "a\ufffeb", "\U0001f600"])
+def test_a_card_takes_any_name_of_a_licence(odd: str) -> None:
+    assert ModelCard(model_card(title="Mine", license=odd)).data.license == odd

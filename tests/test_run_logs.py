@@ -321,6 +321,16 @@ def test_a_licence_that_is_not_known_is_said_to_be_missing(album: Path, tmp_path
             go(album, tmp_path / "other", data_license=wrong)
 
 
+def test_a_licence_shows_as_it_is_written(album: Path, tmp_path: Path) -> None:
+    odd = "CC BY_4.0\n# mine <script>x</script> ![a](http://b.c)"
+    go(album, tmp_path / "run", overrides=SHORT, data_license=odd)
+    card = (tmp_path / "run" / "README.md").read_text()
+    shown = r"- data: CC BY_4.0 # mine \<script\>x\</script\> !\[a\](http://b.c)"
+    assert section(card, "Licences").splitlines()[0] == shown
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "# mine &lt;script&gt;x&lt;/script&gt; ![a](http://b.c)" in report
+
+
 def test_a_start_hands_its_licence_on(album: Path) -> None:
     dataset = read_dataset(album)
     start = Captioner.default()

@@ -180,6 +180,12 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {text:.300}"
 
 
+def _yaml(value: object) -> str:
+    """JSON is YAML but for a few characters, which YAML wants escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def model_card(
     *,
     title: str,
@@ -222,7 +228,7 @@ def model_card(
     """
     facts: dict[str, object] = {"language": list(languages), "license": license, "datasets": list(datasets)}
     facts["tags"] = ["image-captioning"]
-    front = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in facts.items() if value]
+    front = [f"{key}: {_yaml(value)}" for key, value in facts.items() if value]
     parts = [
         "\n".join(["---", "library_name: showtell", "pipeline_tag: image-to-text", *front, "---"]),
         f"# {' '.join(title.split())}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,8 +69,8 @@ def card(job: Job, progress: Progress, environment: Mapping[str, str] | None = N
     text = hub.model_card(
         title="A captioner trained with showtell",
         license=about.license,
-        data=f"{about.story} Scores are of the {photos:,} validation photos ({captions:,} captions), which chose the "
-        f"best step by {CHOSEN_BY}.\n\n{_data(about)}",
+        data=f"{_prose(about.story)} Scores are of the {photos:,} validation photos ({captions:,} captions), which "
+        f"chose the best step by {CHOSEN_BY}.\n\n{_data(about)}",
         scores=scores,
         search=job.recipe.search,
         signature=progress.signature,
@@ -85,7 +86,7 @@ def card(job: Job, progress: Progress, environment: Mapping[str, str] | None = N
     ]
     if environment is not None:
         sections.append(f"## Speed\n\n{_speed(job, progress, environment, speed)}")
-    sections.append("## Licences\n\n" + "\n".join(f"- {what}: {which}" for what, which in about.licences.items()))
+    sections.append("## Licences\n\n" + "\n".join(f"- {k}: {_prose(v)}" for k, v in about.licences.items()))
     return text + "\n" + "\n\n".join(sections) + "\n"
 
 
@@ -105,6 +106,11 @@ def _data(about: About) -> str:
 
 def _plain(text: str) -> str:
     return " ".join(text.replace("|", "/").replace("`", "'").split())[:100]
+
+
+def _prose(text: str) -> str:
+    """One line that shows as it is written, whatever it holds of Markdown and HTML."""
+    return re.sub(r"[\\`*\[\]<>|]", r"\\\g<0>", " ".join(text.split()))
 
 
 def _curve(progress: Progress) -> str:
