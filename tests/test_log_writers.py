@@ -93,6 +93,16 @@ def test_tensorboard_shows_each_number_once_though_the_run_was_stopped_twice(
     assert len(list((tmp_path / "run" / "tensorboard").glob("events*"))) == 1
 
 
+def test_a_place_that_tensorboard_cant_write_to_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason='needs pip install "showtell[tensorboard]"')
+    (tmp_path / "tensorboard").write_text("mine")
+    (writer,) = open_writers(["tensorboard"])
+    with pytest.raises(RunError, match=r"tensorboard can't be written: .*; choose another place"):
+        writer.begin(LoggedRun(tmp_path, "token", {}), [])
+    writer.close()
+    assert (tmp_path / "tensorboard").read_text() == "mine"
+
+
 def test_tensorboard_can_be_asked_for_later_and_has_the_run_from_its_start(
     album: Path,
     tmp_path: Path,

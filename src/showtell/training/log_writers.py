@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ArgumentError, MissingPackageError, RunError
+from ..journal import said_plainly
 
 __all__ = ["LogWriter", "LoggedRun", "open_writers"]
 
@@ -104,26 +105,30 @@ class _TensorBoard:
                 'logging to tensorboard needs tensorboard: pip install "showtell[tensorboard]"'
             ) from error
         self._events: Any = None
+        self._folder = Path()
 
     def begin(self, run: LoggedRun, rows: Sequence[Row]) -> None:
-        folder = run.folder / "tensorboard"
-        if folder.is_dir():
-            for old in folder.glob("events.out.tfevents.*"):
-                old.unlink()
-        # A TensorBoard that is open on the folder forgets what it has read: step 0 and all after it come again.
-        self._events = self._module.SummaryWriter(str(folder), purge_step=0)
+        self._folder = run.folder / "tensorboard"
+        with said_plainly(self._folder):
+            if self._folder.is_dir():
+                for old in self._folder.glob("events.out.tfevents.*"):
+                    old.unlink()
+            # A TensorBoard that is open on the folder forgets what it has read: step 0 and all after it come again.
+            self._events = self._module.SummaryWriter(str(self._folder), purge_step=0)
         for row in rows:
             self.write(row)
 
     def write(self, row: Row) -> None:
-        for name, value in _numbers(row).items():
-            self._events.add_scalar(name, value, row["step"])
-        if row["kind"] == "evaluation":
-            self._events.flush()
+        with said_plainly(self._folder):
+            for name, value in _numbers(row).items():
+                self._events.add_scalar(name, value, row["step"])
+            if row["kind"] == "evaluation":
+                self._events.flush()
 
     def close(self) -> None:
         if self._events is not None:
-            self._events.close()
+            with said_plainly(self._folder):
+                self._events.close()
 
 
 class _Wandb:
