@@ -20,7 +20,7 @@ from showtell.data import Augmentation, Augmented, Batch, Batches, ImageInputs, 
 from showtell.errors import ArgumentError, RunError
 from showtell.protocols import Features
 from showtell.testing import tiny_captioner
-from showtell.training import CrossEntropy, StepReport, Term, Trainer
+from showtell.training import CrossEntropy, ScheduledSampling, SelfCritical, StepReport, Term, Trainer
 from showtell.training.average import WeightAverage
 from showtell.training.room import out_of_memory
 from test_fine_tuning import Photos, normed_captioner
@@ -277,6 +277,22 @@ def test_a_step_begun_again_counts_its_batch_norms_once() -> None:
         torch.testing.assert_close(cramped.state_dict()[name], tensor)
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("drawing", ["scheduled sampling", "self-critical"])
+def test_photos_that_are_drawn_for_are_counted_once_by_batch_norms(drawing: str) -> None:
+    references = (((4, 5, 2),),) * 3
+    batch = Photos().batch(0)._replace(photos=(0, 1, 2), references=references)
+    objective: Any = ScheduledSampling(CrossEntropy(), lambda step: 0.5)
+    if drawing == "self-critical":
+        objective = SelfCritical(lambda captions, _: [len(each) for each in captions], samples=2, dropout=True)
+    plain, drawn = normed_captioner(), normed_captioner()
+    trained(plain, Same(batch), 1)
+    trained(drawn, Same(batch), 1, objective=objective)
+    for found, expected in zip(drawn.encoder.low[1].buffers(), plain.encoder.low[1].buffers(), strict=True):
+        assert torch.equal(found, expected)
+    counts = [t for name, t in drawn.encoder.state_dict().items() if name.endswith("num_batches_tracked")]
+    assert list(map(int, counts)) == [1, 1, 1]
 
 
 def test_when_one_photo_is_too_much_three_fixes_are_named() -> None:

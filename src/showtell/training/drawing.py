@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..generate import evaluating
 from ..protocols import Features, SplitEncoder, as_features
+from .room import norm_statistics, put_back
 
 __all__ = ["Encoded", "bare", "check_photos", "encode", "seed_of", "without_dropout"]
 
@@ -42,6 +43,7 @@ def encode(captioner: Any, batch: Any) -> Encoded:
     in the forced pass, with a gradient, so it runs twice.
     """
     inputs, encoder = batch.inputs, captioner.encoder
+    statistics = norm_statistics(encoder)  # the forced pass will count the photos; to draw isn't to see them again
     with torch.no_grad():
         if isinstance(inputs, Tensor):
             features = encoder(inputs)
@@ -50,6 +52,7 @@ def encode(captioner: Any, batch: Any) -> Encoded:
         else:
             features = inputs
         features = as_features(features, f"{type(encoder).__name__} must return")
+    put_back(statistics)
     if any(p.requires_grad for p in cast(nn.Module, encoder).parameters()):
         return Encoded(features, batch)
     return Encoded(features, batch._replace(inputs=features, trunk=False))
