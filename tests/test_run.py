@@ -25,6 +25,7 @@ from showtell.image_spec import ImageSpec
 from showtell.protocols import Features
 from showtell.training import TrainResult, load_recipe, train, with_vocabulary
 from showtell.training.assemble import least_count, make_optimizer, trunk_trains
+from showtell.training.run_folder import RunFolder
 from showtell.vocabulary import Vocabulary
 
 COLOURS = {
@@ -242,9 +243,42 @@ def test_a_folder_of_somebody_else_is_refused(photos: Path, tmp_path: Path) -> N
     with pytest.raises(RunError, match="is a file"):
         go(photos, tmp_path / "file")
     (tmp_path / "odd").mkdir()
+    good = {"format": "showtell.run", "identity": {}, "settings": {}, "finished": None}
+    for odd in ({"settings": [1]}, {"finished": True}, {"identity": "x"}):
+        (tmp_path / "odd" / "run.json").write_text(json.dumps({**good, **odd}))
+        with pytest.raises(RunError, match="not of a training run"):
+            go(photos, tmp_path / "odd")
+    (tmp_path / "odd" / "run.json").write_text("[" * 100_000)
+    with pytest.raises(RunError, match="can't be read"):
+        go(photos, tmp_path / "odd")
     (tmp_path / "odd" / "run.json").write_text('{"format": "other"}')
     with pytest.raises(RunError, match="not of a training run"):
         go(photos, tmp_path / "odd")
+
+
+def test_a_checkpoint_that_holds_too_little_to_continue_is_said_to_be_damaged(tmp_path: Path) -> None:
+    place = tmp_path / "checkpoints" / "step-00000003"
+    place.mkdir(parents=True)
+    whole = {"progress": {"best_step": 1}, "model": {}, "trainer": {}}
+    torch.save(whole, place / "training.pt")
+    assert RunFolder(tmp_path).state(3) == whole
+    for missing in whole:
+        torch.save({key: value for key, value in whole.items() if key != missing}, place / "training.pt")
+        with pytest.raises(RunError, match=r"step-00000003, and the same command\s+continues"):
+            RunFolder(tmp_path).state(3)
+
+
+def test_only_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
+    mine, *unfinished = (
+        tmp_path / "checkpoints" / name
+        for name in (".ipynb_checkpoints", ".old-00000002", ".step-00000003.showtell-new")
+    )
+    for folder in (mine, *unfinished):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text("a")
+    assert RunFolder(tmp_path).newest() is None
+    assert (mine / "a.txt").is_file()
+    assert not any(folder.exists() for folder in unfinished)
 
 
 def test_bad_rows_stop_the_run_or_are_skipped_and_counted(tmp_path: Path) -> None:

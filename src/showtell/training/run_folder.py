@@ -27,6 +27,7 @@ _LOGS = ("tensorboard", "wandb")
 _OWN_FILES = ("metrics.jsonl", "report.html", _FREQUENCIES, _REWARDS, "run.json")
 _OWN = (*_OWN_FILES, "checkpoints", "features", *_LOGS, *_CAPTIONER_FILES)
 _STEP = re.compile(r"step-(\d{8,})")
+_UNFINISHED = re.compile(r"\.(old-\d{8,}|step-\d{8,}\.showtell-new)")  # half deleted, half written
 _KEEP = 2
 _FORMAT = "showtell.run"
 
@@ -133,7 +134,7 @@ class RunFolder:
         """The state of the newest checkpoint, or None; what a killed run left half done is cleared away."""
         if self._checkpoints.is_dir():
             for entry in self._checkpoints.iterdir():
-                if entry.is_dir() and entry.name.startswith(".") and not entry.is_symlink():
+                if _UNFINISHED.fullmatch(entry.name) and entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
         for step in reversed(self._steps()):
             state = self.state(step)
@@ -148,6 +149,8 @@ class RunFolder:
         try:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             state["progress"]["best_step"]
+            state["model"]
+            state["trainer"]
         except Exception as error:  # torch raises whatever it stumbles over
             raise RunError(
                 f"{file} is damaged or missing ({error!s:.200}); delete {file.parent}, and the same command "
@@ -197,14 +200,14 @@ class RunFolder:
             return None
         try:
             run = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise RunError(f"{file} can't be read ({error}); choose another output") from error
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{file} can't be read ({error!s:.200}); choose another output") from error
         if (
             not isinstance(run, dict)
-            or run.get("format") != "showtell.run"
-            or not {"finished", "settings"} <= set(run)
+            or run.get("format") != _FORMAT
+            or not isinstance(run.get("finished", ""), dict | None)
             or not isinstance(run.get("token", ""), str)
-            or not isinstance(run.get("identity"), dict)
+            or not all(isinstance(run.get(key), dict) for key in ("identity", "settings"))
         ):
             raise RunError(f"{file} is not of a training run of showtell; choose another output")
         return run
