@@ -167,6 +167,7 @@ def test_weights_come_from_a_file_and_must_be_all_of_them(ours: InceptionV3TF, t
         some,
         {**tensors, "fc.weight": torch.ones(1)},
         {**tensors, "Mixed_7c.branch1x1.bn.bias": torch.ones(1)},
+        {**tensors, "Mixed_7c.branch1x1.bn.num_batches_tracked": torch.ones(3)},
     ):
         safetensors.torch.save_file(broken, file)
         with pytest.raises(FormatError, match=r"Inception-v3 without its classifier.* 1 are missing"):

@@ -257,11 +257,8 @@ class InceptionV3TF(BackboneEncoder):
         encoder = cls(**options)
         found = read_tensors(weights)
         own = encoder.backbone.state_dict()
-        needed = {name: tensor.shape for name, tensor in own.items() if not name.endswith("num_batches_tracked")}
-        wrong = sorted(
-            {name for name in needed if name not in found or found[name].shape != needed[name]}
-            | {name for name in found if name not in own}
-        )
+        missing = {name for name in own if name not in found and not name.endswith("num_batches_tracked")}
+        wrong = sorted(missing | {n for n, t in found.items() if n not in own or t.shape != own[n].shape})
         if wrong:
             raise FormatError(
                 f"{os.fspath(weights)} doesn't hold the tensors of Inception-v3 without its classifier, under "
