@@ -199,6 +199,9 @@ def test_alarms_go_off_for_short_captions_and_for_bad_endings_and_say_what_to_do
     assert "self_critical_length" in short
     (against_people,) = alarms("drawn", Manner(6.5, 0.0), Manner(6.6, 0.0), 11.0)
     assert "drawn captions: too short" in against_people
+    assert alarms("validation", Manner(4.0, 0.0), Manner(4.0, 0.0), 11.0) == []  # a start that says little
+    assert alarms("validation", Manner(5.0, 0.0), Manner(4.0, 0.0), 11.0) == []
+    assert len(alarms("validation", Manner(3.9, 0.0), Manner(4.0, 0.0), 11.0)) == 1
     (bad,) = alarms("validation", Manner(9.0, 0.031), start, 11.0)
     assert "3.1% end badly" in bad
     assert "end token" in bad

@@ -33,7 +33,8 @@ def alarms(what: str, now: Manner, start: Manner, reference_words: float) -> lis
     of the references.
     """
     found = []
-    if now.words < max(_SHORTER * start.words, _SHORT * reference_words):
+    # Those of a start that says little are short too, but haven't shrunk.
+    if now.words < min(start.words, max(_SHORTER * start.words, _SHORT * reference_words)):
         found.append(
             f"alarm, {what} captions: too short, {now.words:.1f} words on average: at the start they had "
             f"{start.words:.1f}, the references have {reference_words:.1f}. Training towards the score makes captions "
