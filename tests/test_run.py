@@ -268,6 +268,27 @@ def test_a_checkpoint_that_holds_too_little_to_continue_is_said_to_be_damaged(tm
             RunFolder(tmp_path).state(3)
 
 
+def test_a_damaged_best_checkpoint_is_named_with_the_way_on(photos: Path, tmp_path: Path) -> None:
+    def say(text: str) -> None:
+        if "step 3 of" in text:
+            raise StopError
+
+    output = tmp_path / "run"
+    with pytest.raises(StopError):
+        train(photos, output, init=start_captioner(), overrides=SETTINGS, threads=1, show=False, say=say)
+    for checkpoint in (output / "checkpoints").iterdir():
+        weights = checkpoint / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(RunError, match=r"best checkpoint is damaged: .* truncated one; delete .*step-0000000\d, and"):
+        go(photos, output)
+    shutil.rmtree(output / "checkpoints")
+    (output / "checkpoints").write_text("mine")
+    with pytest.raises(RunError, match="checkpoints can't be written"):
+        go(photos, output)
+    (output / "checkpoints").unlink()
+    assert go(photos, output).steps == 12
+
+
 def test_only_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
     mine, *unfinished = (
         tmp_path / "checkpoints" / name

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .. import journal, storage
-from ..errors import RunError
+from ..errors import RunError, ShowtellError
 
 __all__ = ["RunFolder"]
 
@@ -123,7 +123,8 @@ class RunFolder:
         if not folder.exists():
             buffer = io.BytesIO()
             torch.save(dict(state), buffer)
-            self._checkpoints.mkdir(exist_ok=True)
+            with journal.said_plainly(self._checkpoints):
+                self._checkpoints.mkdir(exist_ok=True)
             storage.create_folder(folder, **pieces, extra={"training.pt": buffer.getvalue()})
         steps = self._steps()
         for old in steps[:-_KEEP]:
@@ -160,10 +161,15 @@ class RunFolder:
 
     def publish(self, step: int, card: str) -> None:
         """Make the run's folder itself the captioner of that step's checkpoint."""
-        saved = storage.read_folder(self._at(step))
-        storage.write_folder(
-            self.path, config=saved.config, tokenizer=saved.tokenizer, tensors=saved.load_tensors(), card=card
-        )
+        try:
+            saved = storage.read_folder(self._at(step))
+            tensors = saved.load_tensors()
+        except ShowtellError as error:
+            raise RunError(
+                f"the best checkpoint is damaged: {error}; delete {self._at(step)}, and the same command continues "
+                "from one before it, or from the start"
+            ) from error
+        storage.write_folder(self.path, config=saved.config, tokenizer=saved.tokenizer, tensors=tensors, card=card)
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """One JSON line a row; the whole file at once, so that none is there twice."""
