@@ -18,7 +18,6 @@ Start-up is from the start of the process to the end of the first step. Needs Li
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import platform
@@ -80,6 +79,8 @@ def make_data(folder: Path, records: int) -> int:
     for file in files:
         coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
         coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(file)
+    for year in ("train2014", "val2014"):
+        (folder / "images" / year).mkdir(parents=True)
     bounds = np.cumsum([round(share * records / COCO) for share in SHARES.values()])
     said = sentences(records * CAPTIONS, rng)
     with (folder / "dataset_coco.json").open("w", encoding="utf-8") as out:
@@ -87,11 +88,7 @@ def make_data(folder: Path, records: int) -> int:
             split = list(SHARES)[min(int(np.searchsorted(bounds, number, side="right")), len(SHARES) - 1)]
             year = "train2014" if split == "train" else "val2014"
             name = f"COCO_{year}_{number:012d}.jpg"
-            place = folder / "images" / year / name
-            if number < 1 or split != before:
-                place.parent.mkdir(parents=True, exist_ok=True)
-            before = split
-            os.link(files[number % FILES], place)
+            os.link(files[number % FILES], folder / "images" / year / name)
             ids = range(number * CAPTIONS, (number + 1) * CAPTIONS)
             texts = [
                 {"tokens": said[i], "raw": " ".join(said[i]).capitalize() + ".", "imgid": number, "sentid": i}
@@ -147,7 +144,7 @@ class Watched:
         while not happened():
             if self._process.poll() is not None and not happened():
                 sys.exit("".join(["the command ended too early:\n", *(line for *_, line in self.said)]))
-            time.sleep(0.005)
+            time.sleep(0.02)
         return mark(self.seconds, self.peak_mb())
 
     def heard(self, pattern: str) -> dict[str, float]:
