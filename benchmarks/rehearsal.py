@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -186,7 +187,7 @@ def command(data: Path, run: Path, train: int, options: argparse.Namespace) -> l
         "image_size": SIZE,
         "embed_dim": 128,
         "hidden_dim": 128,
-        "photos": max(1, -(-train // (STEPS * ACCUMULATE))),
+        "photos": plan(train)[0],
         "accumulate": ACCUMULATE,
         "captions": 1,
         "epochs": 1,
@@ -211,7 +212,8 @@ def rehearse(data: Path, run: Path, train: int, options: argparse.Namespace) -> 
     second = Watched(line)
     first_step = second.until(lambda: bool(rows(run)))
     say(f"first step: {first_step}")
-    steps = second.until(lambda: any(row["kind"] == "evaluation" for row in rows(run)) or _steps(run) >= _all(train))
+    last = plan(train)[1]
+    steps = second.until(lambda: any(row["step"] == last for row in rows(run)))
     say(f"steps: {steps}")
     evaluated = second.until(lambda: any(row["kind"] == "evaluation" for row in rows(run)))
     end = second.end()
@@ -231,7 +233,7 @@ def rehearse(data: Path, run: Path, train: int, options: argparse.Namespace) -> 
             "data read": second.heard(r"[\d,]+ photos?, [\d,]+ caption"),
             "vocabulary counted": second.heard(r"vocabulary: [\d,]+ entries"),
             "first step done": first_step,
-            f"step {_all(train)} done": steps,
+            f"step {last} done": steps,
             "evaluated": evaluated,
             "ended": end,
         },
@@ -241,13 +243,10 @@ def rehearse(data: Path, run: Path, train: int, options: argparse.Namespace) -> 
     }
 
 
-def _steps(run: Path) -> int:
-    return sum(row["kind"] == "steps" for row in rows(run))
-
-
-def _all(train: int) -> int:
-    photos = max(1, -(-train // (STEPS * ACCUMULATE)))
-    return -(-(-(-train // photos)) // ACCUMULATE)
+def plan(train: int) -> tuple[int, int]:
+    """Photos a batch, so that an epoch has 100 steps of 10 batches; and how many steps it has with few photos."""
+    photos = math.ceil(train / (STEPS * ACCUMULATE))
+    return photos, math.ceil(math.ceil(train / photos) / ACCUMULATE)
 
 
 # --- the pieces of the start-up ---------------------------------------------------------------------------------------

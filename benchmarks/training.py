@@ -142,9 +142,8 @@ def epochs(name: str, records: list[Record], vocabulary: Vocabulary, options: ar
 
         captioner.encode_pixels(torch.rand(4, 3, size, size))  # what happens once doesn't count
         filling = seconds(fill, device)
-        cached = Batches(
-            records, vocabulary, CachedInputs(caches[0], range(len(records))), photos=PHOTOS, captions=CAPTIONS, trunk=True
-        )
+        inputs = CachedInputs(caches[0], range(len(records)))
+        cached = Batches(records, vocabulary, inputs, photos=PHOTOS, captions=CAPTIONS, trunk=True)
 
         def go(batches: Batches, count: int) -> float:
             """Seconds of so many steps."""
@@ -341,9 +340,7 @@ def main() -> None:
             names = ["lstm.v1", "attention-lstm.v1"]
             result["a: an epoch"] = {name: epochs(name, records, vocabulary, options) for name in names}
         if "b" in options.only:
-            result["b: trainer and bare loop"] = {
-                name: overhead(name, records, vocabulary, options) for name in KINDS
-            }
+            result["b: trainer and bare loop"] = {name: overhead(name, records, vocabulary, options) for name in KINDS}
     if "c" in options.only:
         result["c: default recipe"] = default_recipe(vocabulary, 64 if options.quick else 6000, options)
     result["took_s"] = round(time.perf_counter() - STARTED)
