@@ -90,14 +90,14 @@ def make_records(images: list[Any]) -> list[Record]:
     ]
 
 
-def make_captioner(name: str, size: int, vocabulary: Vocabulary, device: torch.device) -> Captioner:
-    """A frozen ResNet-50 of random weights at `size` pixels, and a fresh decoder."""
+def make_captioner(name: str, vocabulary: Vocabulary, options: argparse.Namespace) -> Captioner:
+    """A frozen encoder of random weights, a ResNet-50 unless asked otherwise, and a fresh decoder."""
     torch.manual_seed(0)
-    kind, options = KINDS[name]
+    kind, sizes = KINDS[name]
     looks = kind is AttentionLSTMDecoder
-    encoder = create_untrained("torchvision:resnet50", height=size, grid=looks)
-    decoder: Any = kind(len(vocabulary), encoder.feature_dim, **options)
-    return Captioner(encoder, decoder, vocabulary).to(device)
+    encoder = create_untrained(options.encoder, height=options.size, grid=looks)
+    decoder: Any = kind(len(vocabulary), encoder.feature_dim, **sizes)
+    return Captioner(encoder, decoder, vocabulary).to(options.device)
 
 
 def trained(captioner: Captioner) -> list[nn.Parameter]:
@@ -127,7 +127,7 @@ class Sample:
 
 def epochs(name: str, records: list[Record], vocabulary: Vocabulary, options: argparse.Namespace) -> dict[str, Any]:
     device, size = options.device, options.size
-    captioner = make_captioner(name, size, vocabulary, device)
+    captioner = make_captioner(name, vocabulary, options)
     spec = captioner.encoder.image_spec
     each = [Record(f"{r.id}#{i}", r.image, (c,), r.split, r.source) for r in records for i, c in enumerate(r.captions)]
     by_photo = Batches(records, vocabulary, ImageInputs(records, spec), photos=PHOTOS, captions=CAPTIONS, trunk=False)
@@ -207,7 +207,7 @@ def bare(captioner: Captioner, stream: Any) -> Generator[None, None, None]:
 
 def overhead(name: str, records: list[Record], vocabulary: Vocabulary, options: argparse.Namespace) -> dict[str, Any]:
     device = options.device
-    captioner = make_captioner(name, options.size, vocabulary, device)
+    captioner = make_captioner(name, vocabulary, options)
     steps, rounds = (2, 2) if options.quick else (8, 9)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         cache = FeatureCache.build(folder, captioner.encoder, records, device=device, show=False, say=silent)
@@ -249,7 +249,7 @@ def default_recipe(vocabulary: Vocabulary, count: int, options: argparse.Namespa
     rng = np.random.default_rng(1)
     records = make_records([rng.integers(0, 256, (16, 16, 3), np.uint8) for _ in range(count)])
     torch.manual_seed(0)
-    encoder = create_untrained("torchvision:resnet50", height=16)
+    encoder = create_untrained(options.encoder, height=16)
     decoder = LSTMDecoder(len(vocabulary), encoder.feature_dim, **plan.decoder_options())
     captioner = Captioner(encoder, decoder, vocabulary).to(device)
     steps, rounds = (1, 1) if options.quick else (4, 5)
@@ -312,6 +312,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one step of everything: does it all work?")
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help="JPEGs to train on, the first --count by name")
     parser.add_argument("--count", type=int, help="photos of a and b (default 64; 32 with --quick)")
+    parser.add_argument("--encoder", default="torchvision:resnet50")
     parser.add_argument("--size", type=int, default=224, help="pixels that the ResNet-50 sees")
     parser.add_argument("--words", type=int, default=10_000, help="of the vocabulary")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -329,6 +330,7 @@ def main() -> None:
         "versions": {"showtell": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "photos": "a folder of JPEGs" if options.photos else "made up, 500 x 375",
         "words": len(vocabulary),
+        "encoder": options.encoder,
         "pixels": options.size,
     }
     with tempfile.TemporaryDirectory() as scratch:
