@@ -88,7 +88,9 @@ class Vocabulary:
         self._ids = {word: number for number, word in enumerate(self.words)}
         self._tokenizer = _open(self._json)
         self._pieces = lru_cache(maxsize=4096)(self.split)
-        self._known_cuts = lru_cache(maxsize=1 << 16)(self._cut_anew)
+        # Captions have the same few chunks again and again; long ones aren't kept, so that memory has a bound.
+        self._short_cut = lru_cache(maxsize=1 << 16)(self._cut)
+        self._short_look = lru_cache(maxsize=1 << 16)(self._look)
 
     @classmethod
     def build(
@@ -212,7 +214,10 @@ class Vocabulary:
         For "bpe" these are the pieces between spaces.
         """
         chunks = self._chunks(_text("a caption", text))
-        return chunks if self.kind == "bpe" else [word for chunk in chunks for word in self._cut(chunk)]
+        if self.kind == "bpe":
+            return chunks
+        short, any_length = self._short_cut, self._cut
+        return [word for each in chunks for word in (short(each) if len(each) <= _SHORT else any_length(each))]
 
     def _chunks(self, text: str) -> list[str]:
         """What stands between the spaces of a text, normalised; no word reaches beyond a space."""
@@ -222,11 +227,12 @@ class Vocabulary:
         return normal.split()
 
     def _cut(self, chunk: str) -> tuple[str, ...]:
-        """The words in what stands between two spaces; captions have the same few again and again."""
-        return self._known_cuts(chunk) if len(chunk) <= _SHORT else self._cut_anew(chunk)
-
-    def _cut_anew(self, chunk: str) -> tuple[str, ...]:
+        """The words in what stands between two spaces."""
         return tuple(piece for piece, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(chunk))
+
+    def _look(self, chunk: str) -> tuple[int, ...]:
+        """Their ids."""
+        return tuple(self._ids.get(word, self.unk_id) for word in self._cut(chunk))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without start and end; unknown words are `unk_id`."""
@@ -234,8 +240,9 @@ class Vocabulary:
         if self.kind == "bpe":
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
             return ids
-        known, cut, unknown = self._ids.get, self._cut, self.unk_id
-        return [known(word, unknown) for chunk in self._chunks(text) for word in cut(chunk)]
+        short, any_length = self._short_look, self._look
+        chunks = self._chunks(text)
+        return [word for each in chunks for word in (short(each) if len(each) <= _SHORT else any_length(each))]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """The ids of many texts, in their order."""
@@ -321,7 +328,7 @@ class Vocabulary:
             return chunks
         words: Counter[str] = Counter()
         for chunk, times in chunks.items():
-            for word in self._cut_anew(chunk):
+            for word in self._cut(chunk):
                 words[word] += times
         return words
 
