@@ -3,8 +3,8 @@
     python benchmarks/rehearsal.py [--records 120000] [--threads 2] [--device cuda] [--json out.json]
 
 A temporary folder gets a caption file of the shape of Karpathy's dataset_coco.json (5 captions a photo, some 10,000
-words, as frequent as Zipf's law says) and as many photos of 16 pixels, 64 files under many names. The encoder is a
-ResNet-50 of random weights at that size: 2048 random features a photo, as many as COCO's would be. showtell's own
+words, as frequent as Zipf's law says) and as many photos of 32 pixels, 64 files under many names. The encoder is a
+ShuffleNet of random weights at that size: 2048 random features a photo, as many as a ResNet-50's. showtell's own
 command does the rest, each time in a process of its own:
 
 - fill: `showtell train`, stopped after its first step: every photo goes through the encoder;
@@ -43,7 +43,7 @@ from showtell.metrics import DocumentFrequencies, scored_words
 
 COCO = 120_000
 SHARES = {"train": 83_000, "restval": 30_000, "val": 5_000, "test": 2_000}  # of 120,000
-WORDS, CAPTIONS, SIZE, FILES = 10_000, 5, 16, 64
+WORDS, CAPTIONS, SIZE, FILES = 10_000, 5, 32, 64
 STEPS, ACCUMULATE, VAL = 100, 10, 5_000
 STARTED = time.perf_counter()
 
@@ -302,7 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=COCO)
     parser.add_argument("--quick", action="store_true", help="a hundredth of the records: does it all work?")
-    parser.add_argument("--encoder", default="torchvision:resnet50")
+    parser.add_argument("--encoder", default="torchvision:shufflenet_v2_x2_0")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pieces", nargs=2, type=Path, metavar=("DATA", "RUN"), help=argparse.SUPPRESS)

@@ -244,12 +244,12 @@ def overhead(name: str, records: list[Record], vocabulary: Vocabulary, options: 
 
 
 def default_recipe(vocabulary: Vocabulary, count: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Steps from a cache of `count` photos; the features are a ResNet-50's of photos of 16 pixels."""
+    """Steps from a cache of `count` photos; the features are a ResNet-50's of photos of 32 pixels."""
     device, plan = options.device, load_recipe("default")
     rng = np.random.default_rng(1)
-    records = make_records([rng.integers(0, 256, (16, 16, 3), np.uint8) for _ in range(count)])
+    records = make_records([rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(count)])
     torch.manual_seed(0)
-    encoder = create_untrained(options.encoder, height=16)
+    encoder = create_untrained(options.encoder, height=32)
     decoder = LSTMDecoder(len(vocabulary), encoder.feature_dim, **plan.decoder_options())
     captioner = Captioner(encoder, decoder, vocabulary).to(device)
     steps, rounds = (1, 1) if options.quick else (4, 5)
