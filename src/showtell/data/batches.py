@@ -158,15 +158,15 @@ class Batches:
     def _encode(self, records: Sequence[Record], vocabulary: _Words) -> None:
         """All captions as one array of ids: `_begins` says where each begins, `_firsts` which is a photo's first."""
         parts: list[NDArray[np.int32]] = []
-        lengths: list[NDArray[np.int64]] = []
-        counts: list[NDArray[np.int64]] = []
+        lengths: list[_Ints] = []
+        counts: list[_Ints] = []
         for begin in range(0, len(records), 4096):
             some = records[begin : begin + 4096]
             encoded = vocabulary.encode_batch([caption for record in some for caption in record.captions])
             sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
             parts.append(np.fromiter(chain.from_iterable(encoded), np.int32, int(sizes.sum())))
             owners = np.repeat(np.arange(len(some)), [len(record.captions) for record in some])[sizes > 0]
-            counts.append(np.bincount(owners, minlength=len(some)))
+            counts.append(np.bincount(owners, minlength=len(some)).astype(np.int64))
             lengths.append(sizes[sizes > 0])
         self._counts = np.concatenate(counts)
         empty = [records[int(i)].id for i in np.flatnonzero(self._counts == 0)]
