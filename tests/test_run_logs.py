@@ -336,7 +336,7 @@ def test_a_start_hands_its_licence_on(album: Path) -> None:
     start = Captioner.default()
     about = about_run(
         str(album),
-        dataset,
+        dataset.fingerprint(),
         dataset.split("train"),
         dataset.split("val"),
         init="default",

@@ -221,6 +221,19 @@ def test_whatever_is_known_survives_decoding_and_encoding(text: str, options: di
     assert Tokenizer.from_str(vocabulary.to_json()).encode(text.encode("utf-8", "replace").decode()).ids == ids
 
 
+@settings(max_examples=400, deadline=None)
+@given(text=st.one_of(CLUMSY, st.text(max_size=40)), options=SHAPES)
+def test_splitting_at_spaces_first_gives_the_words_that_tokenizers_finds_in_the_whole(
+    text: str, options: dict[str, Any]
+) -> None:
+    vocabulary = words_of(**options)
+    whole = Tokenizer.from_str(vocabulary.to_json())
+    normal = whole.normalizer.normalize_str(text.encode("utf-8", "replace").decode())
+    words = [word for word, _ in whole.pre_tokenizer.pre_tokenize_str(normal)]
+    assert vocabulary.split(text) == words
+    assert vocabulary.unknown([text]).total == len(words)
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_any_ids_that_a_decoder_picks_survive(data: st.DataObject) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any, ClassVar
 
 from tokenizers import Tokenizer, models, trainers
@@ -36,6 +37,7 @@ __all__ = ["UnknownReport", "Vocabulary"]
 MAX_JSON = 64 * 2**20
 MAX_TEXT = 100_000
 _BPE_SIZE = 8_000
+_SHORT = 64
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ class Vocabulary:
         self._ids = {word: number for number, word in enumerate(self.words)}
         self._tokenizer = _open(self._json)
         self._pieces = lru_cache(maxsize=4096)(self.split)
+        # Captions have the same few chunks again and again; long ones aren't kept, so that memory has a bound.
+        self._short_cut = lru_cache(maxsize=1 << 16)(self._cut)
+        self._short_look = lru_cache(maxsize=1 << 16)(self._look)
 
     @classmethod
     def build(
@@ -208,15 +213,36 @@ class Vocabulary:
 
         For "bpe" these are the pieces between spaces.
         """
-        normal: str = self._tokenizer.normalizer.normalize_str(_text("a caption", text))
+        chunks = self._chunks(_text("a caption", text))
         if self.kind == "bpe":
-            return normal.split()
-        return [piece for piece, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+            return chunks
+        short, any_length = self._short_cut, self._cut
+        return [word for each in chunks for word in (short(each) if len(each) <= _SHORT else any_length(each))]
+
+    def _chunks(self, text: str) -> list[str]:
+        """What stands between the spaces of a text, normalised; no word reaches beyond a space."""
+        if text.isascii() and text.isprintable():  # the normaliser changes nothing else in such a text
+            return (text.lower() if self._shape.lowercase else text).split()
+        normal: str = self._tokenizer.normalizer.normalize_str(text)
+        return normal.split()
+
+    def _cut(self, chunk: str) -> tuple[str, ...]:
+        """The words in what stands between two spaces."""
+        return tuple(piece for piece, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(chunk))
+
+    def _look(self, chunk: str) -> tuple[int, ...]:
+        """Their ids."""
+        return tuple(self._ids.get(word, self.unk_id) for word in self._cut(chunk))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without start and end; unknown words are `unk_id`."""
-        ids: list[int] = self._tokenizer.encode(_text("a caption", text), add_special_tokens=False).ids
-        return ids
+        text = _text("a caption", text)
+        if self.kind == "bpe":
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+            return ids
+        short, any_length = self._short_look, self._look
+        chunks = self._chunks(text)
+        return [word for each in chunks for word in (short(each) if len(each) <= _SHORT else any_length(each))]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """The ids of many texts, in their order."""
@@ -297,7 +323,14 @@ class Vocabulary:
         return self._with(self._count(_texts("captions", captions)), min_count, size, ())
 
     def _count(self, texts: Iterable[str]) -> Counter[str]:
-        return Counter(word for text in texts for word in self.split(text))
+        chunks = Counter(chain.from_iterable(map(self._chunks, texts)))
+        if self.kind == "bpe":
+            return chunks
+        words: Counter[str] = Counter()
+        for chunk, times in chunks.items():
+            for word in self._cut(chunk):
+                words[word] += times
+        return words
 
     def _with(self, counts: Counter[str], min_count: int, size: int, extra: Sequence[str]) -> Vocabulary:
         wanted = {word: counts[word] for word in extra}
@@ -324,7 +357,7 @@ def _text(what: str, text: Any) -> str:
     if len(text) > MAX_TEXT:
         raise ArgumentError(f"{what} is {len(text):,} characters long; at most {MAX_TEXT:,} are read")
     # A lone surrogate has no UTF-8 form, which `tokenizers` needs.
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _texts(what: str, texts: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
@@ -157,26 +158,24 @@ class Batches:
     def _encode(self, records: Sequence[Record], vocabulary: _Words) -> None:
         """All captions as one array of ids: `_begins` says where each begins, `_firsts` which is a photo's first."""
         parts: list[NDArray[np.int32]] = []
-        lengths: list[int] = []
-        counts = np.zeros(len(records), np.int64)
+        lengths: list[_Ints] = []
+        counts: list[_Ints] = []
         for begin in range(0, len(records), 4096):
             some = records[begin : begin + 4096]
-            owners = [begin + i for i, record in enumerate(some) for _ in record.captions]
-            texts = [caption for record in some for caption in record.captions]
-            for owner, ids in zip(owners, vocabulary.encode_batch(texts), strict=True):
-                if ids:
-                    parts.append(np.asarray(ids, np.int32))
-                    lengths.append(len(parts[-1]))
-                    counts[owner] += 1
-            parts = [np.concatenate(parts)] if parts else []
-        empty = [records[int(i)].id for i in np.flatnonzero(counts == 0)]
+            encoded = vocabulary.encode_batch([caption for record in some for caption in record.captions])
+            sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
+            parts.append(np.fromiter(chain.from_iterable(encoded), np.int32, int(sizes.sum())))
+            owners = np.repeat(np.arange(len(some)), [len(record.captions) for record in some])[sizes > 0]
+            counts.append(np.bincount(owners, minlength=len(some)).astype(np.int64))
+            lengths.append(sizes[sizes > 0])
+        self._counts = np.concatenate(counts)
+        empty = [records[int(i)].id for i in np.flatnonzero(self._counts == 0)]
         if empty:
             raise DataError(f"{len(empty):,} photos have no caption of at least one word:{listed(empty)}")
-        self._ids = parts[0]
-        self._lengths = np.asarray(lengths, np.int64)
+        self._ids = np.concatenate(parts)
+        self._lengths = np.concatenate(lengths)
         self._begins = np.cumsum(self._lengths) - self._lengths
-        self._counts = counts
-        self._firsts = np.cumsum(counts) - counts
+        self._firsts = np.cumsum(self._counts) - self._counts
 
     def references(self, positions: Iterable[int]) -> References:
         """All captions of some photos, uncut: what a reward compares with.

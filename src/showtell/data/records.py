@@ -58,7 +58,8 @@ class Record:
 
     def photo(self) -> Any:
         """The photo as `load_image` takes it: the image itself, or what a lazy one fetches."""
-        return self.image.load() if isinstance(self.image, LazyPhoto) else self.image
+        lazy = not isinstance(self.image, Path) and isinstance(self.image, LazyPhoto)  # the second takes long
+        return self.image.load() if lazy else self.image
 
     def problem(self, message: str) -> Problem:
         """What is wrong with this record, with the file and line it was read from."""
@@ -171,13 +172,13 @@ class Dataset:
 
 def photo_bytes(image: Any) -> str:
     """What tells one version of a photo from another, cheaply: the size of its file."""
-    if isinstance(image, LazyPhoto):
-        return image.identity()
     if isinstance(image, Path):
         try:
             return str(image.stat().st_size)
         except OSError:
             return "missing"
+    if isinstance(image, LazyPhoto):
+        return image.identity()
     return hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else "object"
 
 

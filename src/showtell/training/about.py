@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..captioner import Captioner
-from ..data import Dataset, Record
+from ..data import Record
 from ..data.gather import is_file
 from ..encoders.licences import weights_licence
 from ..version import __version__
@@ -58,7 +58,7 @@ class About:
 
 def about_run(
     data: Any,
-    dataset: Dataset,
+    fingerprint: str,
     training: Sequence[Record],
     validating: Sequence[Record],
     *,
@@ -70,7 +70,7 @@ def about_run(
 ) -> About:
     """What a run is made from, looked up when it begins.
 
-    data: what `train` was given; where it is a path, the files are hashed.
+    data: what `train` was given; where it is a path, the files are hashed. fingerprint: of all of it.
     """
     names: dict[str, int] = {}
     for record in (*training, *validating):
@@ -89,7 +89,7 @@ def about_run(
         story=f"Trained on {photos:,} photos with {captions:,} captions, starting {_origin(init, encoder, plan)}.",
         files=tuple(files),
         file_count=len(names),
-        fingerprint=dataset.fingerprint(),
+        fingerprint=fingerprint,
         counts=counts,
         licences=_licences(init, card, encoder, plan, data_license),
         license=_fact(card, "license"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -80,9 +80,9 @@ class Room:
         self.photos = -(-int(tried) // 2)
 
 
-def norm_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+def norm_statistics(modules: Iterable[nn.Module]) -> list[tuple[Tensor, Tensor]]:
     """What the batch norms in training mode have counted so far: (buffer, its copy)."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    norms = [module for module in modules if isinstance(module, _BatchNorm) and module.training]
     return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
 
 

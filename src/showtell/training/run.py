@@ -131,9 +131,10 @@ def train(
         dataset = open_data(data, images, image_column, caption_column)
         training, validating = usable(dataset, plan, skip_bad, say)
         start = load_init(init)
+        contents = dataset.fingerprint()
         identity = {
             "version": __version__,
-            "data": dataset.fingerprint(),
+            "data": contents,
             "skip_bad": skip_bad,
             "init": fingerprint(start),
             "encoder": fingerprint(encoder),
@@ -155,7 +156,7 @@ def train(
         captioner.save_pieces(weights_dtype=plan.weights_dtype)
         about = about_run(
             data,
-            dataset,
+            contents,
             training,
             validating,
             init=init,

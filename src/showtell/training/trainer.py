@@ -220,10 +220,8 @@ class Trainer:
             group["lr"] = base * factor
         if self.step_count in self._late:
             self._freeze()
-        self.captioner.train()
-        for module in (*self._frozen, *self._keep_eval):
-            module.eval()
-        statistics = norm_statistics(self.captioner)
+        self._set_modes()
+        statistics = norm_statistics(module for module, training in self._modes if training)
         while (sums := self._gradients(micro, totals)) is None:
             put_back(statistics)
         self._precision.unscale(self.optimizer)
@@ -324,6 +322,16 @@ class Trainer:
             for parameter in parameters:
                 parameter.requires_grad_(self.step_count >= step)
         self._frozen = _frozen_modules(self.captioner)
+        self._modes: list[tuple[nn.Module, bool]] = []
+
+    def _set_modes(self) -> None:
+        """Training mode, but for what is frozen; where all modes are right, nothing is set, as that takes a while."""
+        if self._modes and all(module.training is training for module, training in self._modes):
+            return
+        self.captioner.train()
+        for module in (*self._frozen, *self._keep_eval):
+            module.eval()
+        self._modes = [(module, module.training) for module in self.captioner.modules()]
 
     def state_dict(self) -> dict[str, Any]:
         """The step count and the optimizer's state; `torch.load(weights_only=True)` reads them back.
