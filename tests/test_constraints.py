@@ -16,6 +16,7 @@ from showtell import Beam, Caption, Captioner, Constraints, DiverseBeam, Feature
 from showtell.cli import main
 from showtell.constraints import BAD_ENDINGS, bind
 from showtell.errors import ArgumentError
+from showtell.metrics.diversity import BAD_ENDINGS as FLAWS
 from showtell.search import Search
 from showtell.testing import tiny_captioner
 
@@ -39,6 +40,12 @@ def captioner() -> Captioner:
 def features(captioner: Captioner) -> Features:
     torch.manual_seed(0)
     return captioner.encode(list(torch.rand(PHOTOS, 3, 32, 32)))
+
+
+def test_a_caption_without_bad_endings_has_none_that_counts_as_a_flaw() -> None:
+    assert set(FLAWS) < set(BAD_ENDINGS)
+    assert {"am", "because", "every", "nor", "whose"} <= FLAWS
+    assert len(set(BAD_ENDINGS)) == len(BAD_ENDINGS)
 
 
 def obeys(caption: Caption, wish: Constraints, limit: int) -> None:

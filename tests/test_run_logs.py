@@ -22,6 +22,7 @@ from showtell.encoders.licences import weights_licence
 from showtell.errors import ArgumentError
 from showtell.training import load_recipe, train
 from showtell.training.about import about_run, environment
+from showtell.training.log_writers import LoggedRun
 from showtell.training.model_card import thinned
 from test_report import Page, assert_it_is_safe, jpegs
 from test_run import (
@@ -305,6 +306,32 @@ def test_the_card_names_no_machine_and_nobody(run: Path, album: Path) -> None:
     card = (run / "README.md").read_text()
     for secret in (str(album), str(run), "/tmp", str(Path.home()), platform.node(), getpass.getuser()):
         assert len(secret) < 3 or not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", card), secret
+
+
+def test_a_file_of_weights_is_named_without_the_folders_of_this_machine(album: Path, tmp_path: Path) -> None:
+    class Noted:
+        settings: Any = None
+
+        def begin(self, run: LoggedRun, rows: Any) -> None:
+            self.settings = run.settings
+
+        def write(self, row: Any) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    noted, output = Noted(), tmp_path / "run"
+    encoder = f"inception-v3-tf:{tmp_path}/of-jane/weights.safetensors"
+    layout = {"pretrained": False, "image_size": 75, "embed_dim": 8, "hidden_dim": 8}
+    go(album, output, init=None, overrides={**SHORT, **layout, "encoder": encoder}, log_to=[noted])
+    assert noted.settings["encoder"] == "inception-v3-tf:weights.safetensors"
+    for name in ("README.md", "report.html"):
+        assert "inception-v3-tf:weights.safetensors" in (output / name).read_text()
+    for name in ("README.md", "report.html", "config.json", "tokenizer.json", "metrics.jsonl"):
+        text = (output / name).read_text()
+        assert "of-jane" not in text, name
+        assert str(tmp_path) not in text, name
 
 
 def section(card: str, title: str) -> str:

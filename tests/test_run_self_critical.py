@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from showtell.captioner import Captioner
 from showtell.errors import ArgumentError, RunError
 from showtell.training import TrainResult, load_recipe, train
 from showtell.training.alarms import Manner, alarms
@@ -105,6 +106,37 @@ def test_an_interrupted_run_of_two_parts_continues_to_the_same_bytes(
     assert (again.best_step, again.best_score, again.steps) == (result.best_step, result.best_score, result.steps)
     assert run_bytes(tmp_path / "run") == run_bytes(output)
     assert untimed(metrics(tmp_path / "run")) == untimed(metrics(output))
+
+
+def test_the_second_part_computes_as_few_photos_at_a_time_as_the_first_had_to(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tried = Captioner.forward, []
+
+    def forward(self: Captioner, images: Any, tokens: Any, **options: Any) -> Any:
+        if torch.is_grad_enabled():
+            tried.append(images.pooled.shape[0])
+            if tried[-1] > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self, images, tokens, **options)
+
+    monkeypatch.setattr(Captioner, "forward", forward)
+    heard: list[str] = []
+    go(photos, tmp_path / "run", heard, overrides=BOTH_PARTS)
+    assert (tried[0], max(tried[1:])) == (4, 2)
+    assert sum("memory ran out" in line for line in heard) == 1
+
+    def say(text: str) -> None:
+        if "self-critical training begins" in text:
+            raise StopError
+
+    settings = {**SETTINGS, **BOTH_PARTS}
+    with pytest.raises(StopError):
+        train(photos, tmp_path / "again", init=start_captioner(), overrides=settings, threads=1, show=False, say=say)
+    tried.clear()
+    go(photos, tmp_path / "again", overrides=BOTH_PARTS)
+    assert max(tried) == 2
+    assert run_bytes(tmp_path / "again") == run_bytes(tmp_path / "run")
 
 
 def test_a_run_that_stops_early_in_the_first_part_goes_on_to_the_second(photos: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from showtell.search import Greedy
 from showtell.testing import TinyEncoder, tiny_captioner
 from showtell.training import CrossEntropy, MixedReward, ScheduledSampling, SelfCritical, StepReport, Trainer
 from showtell.training.drawing import without_dropout
+from test_steps import compiler_works
 
 CAPTIONS = (
     ("a dog runs on the grass", "a small dog on grass", "the dog runs"),
@@ -424,8 +425,9 @@ def test_the_mean_reward_of_a_toy_rises_in_thirty_steps() -> None:
     assert set(reports[0].terms) == {"self_critical"}
 
 
+@pytest.mark.parametrize("low", ["bf16", "fp16"])
 @pytest.mark.parametrize("drawn", [True, False])
-def test_every_weight_has_its_gradient_under_autocast_too(drawn: bool) -> None:
+def test_every_weight_has_its_gradient_under_autocast_too(drawn: bool, low: str) -> None:
     def gradients(precision: Any) -> Tensor:
         captioner = tiny_captioner(decoder="attention-lstm.v1")
         batches = make_batches(captioner)
@@ -435,13 +437,67 @@ def test_every_weight_has_its_gradient_under_autocast_too(drawn: bool) -> None:
             else ScheduledSampling(CrossEntropy(), lambda step: 1e-9)
         )
         optimizer = torch.optim.SGD(captioner.parameters(), lr=0.0)
-        next(Trainer(captioner, objective, optimizer, precision=precision).steps(batches))
+        steps = Trainer(captioner, objective, optimizer, precision=precision).steps(batches)
+        next(report for number, report in enumerate(steps) if report.skipped <= number)  # float16 may need a lower scale
         found = [p.grad for p in captioner.parameters() if p.requires_grad]
         assert all(grad is not None and bool(grad.any()) for grad in found)
         return torch.cat([grad.flatten() for grad in found if grad is not None])
 
-    exact, rough = gradients("fp32"), gradients("bf16")
+    exact, rough = gradients("fp32"), gradients(low)
     assert torch.nn.functional.cosine_similarity(exact, rough, dim=0) > 0.98
+    torch.testing.assert_close(exact.norm(), rough.norm(), rtol=0.05, atol=0.0)
+
+
+@pytest.mark.parametrize("decoder", ["lstm.v1", "attention-lstm.v1", "transformer.v1"])
+def test_in_float16_steps_are_taken_and_the_reward_is_of_captions_that_it_drew(decoder: str) -> None:
+    captioner = tiny_captioner(decoder=decoder)
+    batches = make_batches(captioner)
+    before = [p.detach().clone() for p in captioner.parameters()]
+    objective = SelfCritical(cider(batches), samples=3, baseline="greedy", max_length=8)
+    optimizer = torch.optim.AdamW(captioner.parameters(), lr=1e-3)
+    reports = list(islice(Trainer(captioner, objective, optimizer, precision="fp16").steps(batches), 4))
+    assert all(math.isfinite(report.loss) and math.isfinite(report.notes["reward"]) for report in reports)
+    assert reports[-1].skipped < 4
+    assert {p.dtype for p in captioner.parameters()} == {torch.float32}
+    assert any(not torch.equal(a, b) for a, b in zip(before, captioner.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(not compiler_works(), reason="torch.compile needs a C++ compiler on the CPU"),
+            ],
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # what the compiler says to itself
+def test_a_compiled_model_draws_and_learns_what_a_plain_one_does(
+    monkeypatch: pytest.MonkeyPatch, backend: str, precision: Any
+) -> None:
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend=backend))
+
+    def steps(compiled: bool) -> list[StepReport]:
+        captioner = tiny_captioner(dropout=0.3)
+        batches = make_batches(captioner)
+        objective = SelfCritical(cider(batches), samples=3, max_length=8)
+        optimizer = torch.optim.AdamW(captioner.parameters(), lr=1e-3)
+        trainer = Trainer(captioner, objective, optimizer, precision=precision, compiled=compiled)
+        return list(islice(trainer.steps(batches), 4))
+
+    plain, found = steps(False), steps(True)
+    assert found[0].notes == plain[0].notes  # the same weights draw the same captions
+    assert found[0].grad_norm == pytest.approx(plain[0].grad_norm, rel=1e-3 if precision == "fp32" else 0.05)
+    if precision == "fp32":
+        assert [r.loss for r in found] == pytest.approx([r.loss for r in plain], rel=1e-3, abs=1e-5)
+    assert all(math.isfinite(r.loss) for r in found)
+    torch.compiler.reset()
 
 
 def test_photos_without_references_count_for_nothing() -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from .checks import flag, whole
 from .errors import ArgumentError
+from .metrics.diversity import BAD_ENDINGS as NEVER_LAST
 from .search import MAX_DEMANDS, Force, Mask, Search, check_takes_force, fewest_words
 from .search.masks import Forbidden, MinLength, NoBadEnding, NoRepeatedNgram, NoRepeatedWord, OnlyFor, Prefix
 from .vocabulary import Vocabulary
@@ -15,28 +16,15 @@ from .vocabulary import Vocabulary
 __all__ = ["BAD_ENDINGS", "Bound", "Constraints", "bind"]
 
 BAD_ENDINGS = (
-    *("a", "an", "the", "his", "its", "their", "my", "your", "our", "another", "some", "several", "very"),
-    *(
-        "of",
-        "in",
-        "on",
-        "at",
-        "with",
-        "without",
-        "from",
-        "to",
-        "into",
-        "onto",
-        "for",
-        "near",
-        "over",
-        "under",
-        "through",
-    ),
-    *("against", "beside", "between", "toward", "towards", "next", "while", "and", "or", "but", "as", "than"),
-    *("is", "are", "was", "were", "be", "being", "has", "have", "who", "which", "where"),
+    *sorted(NEVER_LAST),
+    *("his", "another", "some", "several", "very", "being", "who", "where", "next", "between"),
+    *("on", "without", "near", "over", "under", "through", "against", "beside", "toward", "towards"),
 )
-"""Words that no good sentence ends with; `no_bad_endings` keeps captions from doing so."""
+"""Words that `no_bad_endings` lets no caption end with.
+
+All that `showtell.metrics.diversity.BAD_ENDINGS` counts as a flaw, and others that now and then do end a good sentence
+("two dogs and a man looking on") but more often a broken one.
+"""
 
 
 @dataclass(frozen=True)

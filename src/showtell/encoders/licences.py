@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["weights_licence"]
 
 _IMAGENET = "they were trained on ImageNet, whose terms are for research"
-_MADE = "the file is that of scripts/convert-inception"
+_MADE = "the file is that of scripts/convert-inception, whose source names no licence for the weights"
 
 
 def weights_licence(name: str) -> str | None:

@@ -22,7 +22,7 @@ from ..version import __version__
 from .assemble import Init
 from .recipe import Recipe
 
-__all__ = ["About", "DataFile", "about_run", "environment"]
+__all__ = ["About", "DataFile", "about_run", "environment", "without_folders"]
 
 _MOST_FILES = 8
 _UNKNOWN = "not known"
@@ -96,6 +96,23 @@ def about_run(
     )
 
 
+def without_folders(recipe: Recipe) -> Recipe:
+    """The recipe as others may see it: of a file of weights the name alone, without the folders of this machine.
+
+    Example:
+        >>> from showtell.training import load_recipe
+        >>> recipe = load_recipe("default").changed({"encoder": "inception-v3-tf:/home/me/weights.safetensors"})
+        >>> without_folders(recipe).encoder
+        'inception-v3-tf:weights.safetensors'
+    """
+    return recipe.changed({"encoder": _without_folder(recipe.encoder)})
+
+
+def _without_folder(encoder: str) -> str:
+    kind, colon, file = encoder.partition(":")
+    return kind + colon + re.split(r"[/\\]", file)[-1] if kind == "inception-v3-tf" else encoder
+
+
 def environment(device: torch.device) -> dict[str, str]:
     """What a run runs on: versions, the kind of machine, the device; no name of a machine, folder or person."""
     name = device.type
@@ -127,9 +144,7 @@ def _hash(root: Path | None, name: str) -> str | None:
 def _origin(init: Init, encoder: str | nn.Module | None, plan: Recipe) -> str:
     if init is None:
         part = plan.encoder if encoder is None else encoder if isinstance(encoder, str) else type(encoder).__name__
-        kind, colon, file = part.partition(":")
-        if kind == "inception-v3-tf":
-            part = kind + colon + re.split(r"[/\\]", file)[-1]
+        part = _without_folder(part)
         weights = "" if plan.pretrained or isinstance(encoder, nn.Module) else " with random weights"
         return f"from scratch on the encoder {part}{weights}"
     return "from the captioner that comes with showtell" if init == "default" else "from another captioner"

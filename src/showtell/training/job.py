@@ -156,7 +156,8 @@ class Job:
         for name, parameter in _parameters(self.captioner):  # some may still have been frozen: see encoder_start_epoch
             parameter.requires_grad_(parameter.requires_grad or name in self.trained)
         late = max(0, plan.encoder_start_epoch * self.epoch - before)
-        trainer = _trainer(plan, self.captioner, objective, total, late=late, carried=False)
+        room = self.trainer.photos_at_once
+        trainer = _trainer(plan, self.captioner, objective, total, late=late, carried=False, room=room)
         return replace(self, trainer=trainer, train=train, total=before + total, before=before, scores=True)
 
     def done(self, progress: Progress) -> bool:
@@ -317,11 +318,19 @@ def prepare(
 
 
 def _trainer(
-    plan: Recipe, captioner: Captioner, objective: Objective, total: int, *, late: int, carried: bool
+    plan: Recipe,
+    captioner: Captioner,
+    objective: Objective,
+    total: int,
+    *,
+    late: int,
+    carried: bool,
+    room: int | None = None,
 ) -> Trainer:
     """A part's trainer, of `total` steps; a self-critical one has a learning rate of its own.
 
-    late: the step of this part that the encoder's trunk is trained from.
+    late: the step of this part that the encoder's trunk is trained from. room: how many photos the part before had to
+    compute at a time.
     """
     trained = set(trunk_trains(captioner.encoder))
     if isinstance(objective, SelfCritical):
@@ -339,6 +348,7 @@ def _trainer(
         keep_eval=trunk_norms(captioner.encoder) if plan.freeze_batch_norm and trained else (),
         ema_decay=plan.ema_decay or None,
         compiled=plan.compile,
+        photos_at_once=room,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import storage
+from .about import without_folders
 from .alarms import Manner, alarms
 from .job import CHOSEN_BY, Job, Progress
 from .log_writers import LoggedRun, LogWriter
@@ -28,7 +29,7 @@ def logbook(job: Job, progress: Progress, writers: Sequence[LogWriter]) -> Itera
         book = Logbook(job, progress, writers)
         stack.callback(book.close)
         job.folder.write_metrics(progress.rows)
-        run = LoggedRun(job.folder.path, job.folder.token, job.recipe.values())
+        run = LoggedRun(job.folder.path, job.folder.token, without_folders(job.recipe).values())
         for writer in writers:
             stack.callback(writer.close)
             writer.begin(run, progress.rows)

@@ -14,7 +14,7 @@ from .. import hub
 from ..errors import ShowtellError
 from ..progress import duration
 from ..version import __version__
-from .about import About
+from .about import About, without_folders
 from .job import CHOSEN_BY, Job, Progress
 
 __all__ = ["CURVE", "Speed", "card", "cell", "columns", "measured_speed", "thinned"]
@@ -80,7 +80,7 @@ def card(job: Job, progress: Progress, environment: Mapping[str, str] | None = N
         f"{job.recipe.seed}, with"
     )
     sections = [
-        f"## Training\n\n{best}\n\n```toml\n{job.recipe.toml()}```",
+        f"## Training\n\n{best}\n\n```toml\n{without_folders(job.recipe).toml()}```",
         f"## Curve\n\n{_curve(progress)}",
         f"## Size\n\n{_size(job, progress)}",
     ]

@@ -45,9 +45,9 @@ class Room:
     photos: the most at a time, or None while whole batches have fitted.
     """
 
-    def __init__(self) -> None:
-        """Nothing is known yet."""
-        self.photos: int | None = None
+    def __init__(self, photos: int | None = None) -> None:
+        """What is known already."""
+        self.photos = photos
         self._trying: Any = None
 
     def parts(self, batch: Any) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from ..evaluation.report_html import Html, count, element, score, text
 from ..evaluation.report_page import page
 from ..pictures import Picture, small_picture
 from ..progress import duration
-from .about import environment
+from .about import environment, without_folders
 from .job import CHOSEN_BY, Job, Progress
 from .model_card import CURVE, cell, columns, thinned
 
@@ -259,7 +259,7 @@ def _picture(photo: SamplePhoto) -> Html:
 
 def _settings(job: Job) -> Html:
     lead = "A recipe file with these lines gives the same run again, from the same start and data."
-    lines = element("pre", element("code", job.recipe.toml()), class_="settings", tabindex="0")
+    lines = element("pre", element("code", without_folders(job.recipe).toml()), class_="settings", tabindex="0")
     return element("div", element("p", lead, class_="lead"), lines)
 
 

@@ -118,6 +118,8 @@ class Trainer:
             stay.
         ema_decay: keep a moving average of the weights, 0..0.999999, see `averaged`; None: none.
         compiled: run the model through torch.compile. The captioner and the names of its weights stay as they are.
+        photos_at_once: the most photos to compute at a time, where it is known that more don't fit; None: whole
+            micro-batches until memory runs out.
 
     Raises:
         ArgumentError: an option makes no sense.
@@ -138,6 +140,7 @@ class Trainer:
         keep_eval: Iterable[nn.Module] = (),
         ema_decay: float | None = None,
         compiled: bool = False,
+        photos_at_once: int | None = None,
     ) -> None:
         """Keep the parts; nothing runs before `steps`."""
         self.captioner = captioner
@@ -158,7 +161,7 @@ class Trainer:
         self._check_late()
         self._average = None if ema_decay is None else WeightAverage(captioner, self._parameters, ema_decay)
         self._model: Any = torch.compile(captioner) if flag("compiled", compiled) else captioner
-        self._room = Room()
+        self._room = Room(None if photos_at_once is None else whole("photos_at_once", photos_at_once, 1, 2**31))
         self._freeze()
 
     def steps(self, batches: BatchSource) -> Generator[StepReport, None, None]:
