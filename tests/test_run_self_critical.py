@@ -198,7 +198,6 @@ def test_restart_deletes_the_frequencies_of_the_reward_too(photos: Path, tmp_pat
             "doubly_stochastic goes with",
         ),
         ({"self_critical_baseline": "mean"}, "self_critical_baseline must be"),
-        ({"self_critical_dropout": 1}, "self_critical_dropout must be"),
         ({"objective": "scheduled-sampling", "prefixes": True}, "prefixes goes with the objective cross-entropy"),
         ({"sampling": 1.5}, "sampling must be"),
         ({"sampling_rise": "steep"}, "sampling_rise must be"),

@@ -78,7 +78,6 @@ SECTIONS = {
         "self_critical_learning_rate",
         "self_critical_bleu",
         "self_critical_length",
-        "self_critical_dropout",
     ),
     "validation": ("evaluate_every_epochs", "val_photos", "patience", "search"),
     "saving": ("weights_dtype", "save_every_steps", "log_every_steps"),
@@ -174,7 +173,6 @@ class Recipe:
     self_critical_learning_rate: float
     self_critical_bleu: float
     self_critical_length: float
-    self_critical_dropout: bool
     evaluate_every_epochs: int
     val_photos: int
     patience: int
@@ -282,7 +280,6 @@ class Recipe:
         choice("objective", self.objective, ("cross-entropy", "scheduled-sampling", "self-critical"))
         choice("sampling_rise", self.sampling_rise, ("linear", "inverse-sigmoid"))
         choice("self_critical_baseline", self.self_critical_baseline, ("others", "greedy"))
-        flag("self_critical_dropout", self.self_critical_dropout)
         if self.self_critical_baseline == "others" and self.self_critical_samples < 2:
             raise ArgumentError(
                 'self_critical_samples = 1 has no others to compare with; take at least 2, or the baseline "greedy"'

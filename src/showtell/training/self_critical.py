@@ -57,8 +57,8 @@ class SelfCritical:
     The photo is encoded once where the encoder is frozen. The sum is divided by the number of drawn captions, of
     photos that have references. Chance is a function of (seed, step, the photo's position), so that neither the
     batches nor the number of processes matter. Drawing and scoring know the same words, never `<pad>`, `<start>` and
-    `<unk>`, and happen in the same mode. The loss hovers around 0 and says little; what to look at are the notes:
-    reward, words (without the end token), bad_endings (the share of captions that end in "a", "of", "and" ...),
+    `<unk>`, and happen without dropout. The loss hovers around 0 and says little; what to look at are the notes: reward,
+    words (without the end token), bad_endings (the share of captions that end in "a", "of", "and" ...),
     reference_words, and baseline where it is the greedy one.
 
     Sources: Rennie et al. 2017, "Self-critical Sequence Training" (arXiv:1612.00563); the mean of the others as
@@ -69,9 +69,7 @@ class SelfCritical:
             Captions and references are lists of ids, each with the end token where the caption ends.
         samples: captions a photo, 1..100; at least 2 for the baseline "others".
         baseline: "others", the mean reward of the photo's other captions; "greedy", the reward of the caption that
-            greedy search finds, without dropout.
-        dropout: draw and score with dropout; by default without, so that what is drawn is what is learnt. With it, the
-            two don't drop the same units.
+            greedy search finds.
         max_length: the most tokens drawn, the end token included, 1..1000.
         draw: gives the captions instead, for tests.
 
@@ -86,7 +84,6 @@ class SelfCritical:
         *,
         samples: int = 5,
         baseline: Literal["others", "greedy"] = "others",
-        dropout: bool = False,
         max_length: int = 20,
         draw: Draw | None = None,
     ) -> None:
@@ -98,7 +95,6 @@ class SelfCritical:
         self.baseline = choice("baseline", baseline, ("others", "greedy"))
         if self.baseline == "others" and self.samples < 2:
             raise ArgumentError('samples = 1 has no others to compare with; draw at least 2, or use baseline="greedy"')
-        self.dropout = flag("dropout", dropout)
         self.max_length = whole("max_length", max_length, 1, 1000)
         self.draw = draw
         self._seed = self._step = 0
@@ -119,8 +115,6 @@ class SelfCritical:
         """Draw, score, and say by how much each caption is to become likelier."""
         model = bare(captioner)
         references = _references(batch)
-        if self.dropout:
-            return self._terms(captioner, model, batch, references)
         with without_dropout(model):
             return self._terms(captioner, model, batch, references)
 
