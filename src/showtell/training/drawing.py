@@ -42,8 +42,10 @@ def encode(captioner: Any, batch: Any) -> Encoded:
     A frozen encoder has said all there is to say: the forced pass gets its features. One that learns must take part
     in the forced pass, with a gradient, so it runs twice.
     """
-    inputs, encoder = batch.inputs, captioner.encoder
-    statistics = norm_statistics(encoder)  # the forced pass will count the photos; to draw isn't to see them again
+    inputs, encoder = batch.inputs, cast(nn.Module, captioner.encoder)
+    statistics = norm_statistics(
+        encoder.modules()
+    )  # the forced pass counts the photos, to draw isn't to see them again
     with torch.no_grad():
         if isinstance(inputs, Tensor):
             features = encoder(inputs)
@@ -53,7 +55,7 @@ def encode(captioner: Any, batch: Any) -> Encoded:
             features = inputs
         features = as_features(features, f"{type(encoder).__name__} must return")
     put_back(statistics)
-    if any(p.requires_grad for p in cast(nn.Module, encoder).parameters()):
+    if any(p.requires_grad for p in encoder.parameters()):
         return Encoded(features, batch)
     return Encoded(features, batch._replace(inputs=features, trunk=False))
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import choice, flag, whole
+from ..checks import choice, whole
 from ..errors import ArgumentError, RunError
 from ..generate import begin, generate
 from ..metrics.diversity import BAD_ENDINGS
@@ -57,8 +57,8 @@ class SelfCritical:
     The photo is encoded once where the encoder is frozen. The sum is divided by the number of drawn captions, of
     photos that have references. Chance is a function of (seed, step, the photo's position), so that neither the
     batches nor the number of processes matter. Drawing and scoring know the same words, never `<pad>`, `<start>` and
-    `<unk>`, and happen without dropout. The loss hovers around 0 and says little; what to look at are the notes: reward,
-    words (without the end token), bad_endings (the share of captions that end in "a", "of", "and" ...),
+    `<unk>`, and happen without dropout. The loss hovers around 0 and says little; what to look at are the notes:
+    reward, words (without the end token), bad_endings (the share of captions that end in "a", "of", "and" ...),
     reference_words, and baseline where it is the greedy one.
 
     Sources: Rennie et al. 2017, "Self-critical Sequence Training" (arXiv:1612.00563); the mean of the others as
