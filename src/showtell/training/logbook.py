@@ -27,7 +27,8 @@ def logbook(job: Job, progress: Progress, writers: Sequence[LogWriter]) -> Itera
     with ExitStack() as stack:
         book = Logbook(job, progress, writers)
         stack.callback(book.close)
-        job.folder.write_metrics(progress.rows)
+        if job.ranks.first:
+            job.folder.write_metrics(progress.rows)
         run = LoggedRun(job.folder.path, job.folder.token, job.recipe.values())
         for writer in writers:
             stack.callback(writer.close)
@@ -108,6 +109,8 @@ class Logbook:
     def write(self, state: str) -> None:
         """Write metrics.jsonl as a whole, and the report; `state` says how far the run is."""
         job, progress = self._job, self._progress
+        if not job.ranks.first:
+            return
         job.folder.write_metrics(progress.rows)
         if self._photos is None:
             self._photos = sample_photos([job.judged[i] for i in self._shown])
@@ -125,7 +128,8 @@ class Logbook:
 
     def _add(self, row: dict[str, Any]) -> None:
         self._progress.rows.append(row)
-        self._job.folder.add_metrics(row)
+        if self._job.ranks.first:
+            self._job.folder.add_metrics(row)
         for writer in self._writers:
             writer.write(row)
 
