@@ -178,7 +178,9 @@ def teacher_forced_loss(captioner: Captioner, batches: Iterable[Batch], *, ranks
 
     Summed over all batches before it is divided, so how photos are batched doesn't matter. It is a loss given the
     right words, not of captions that the model made. The captioner is left in the mode it was in. With `ranks` each
-    process brings its own share of the batches, every `count`th one. Raises ArgumentError when the batches hold no word.
+    process brings its own share of the batches, every `count`th one.
+
+    Raises ArgumentError when the batches hold no word.
     """
     sums: list[tuple[float, float]] = []
     with torch.inference_mode(), evaluating(captioner):

@@ -376,9 +376,7 @@ def _wordless(records: Sequence[Record], captioner: Captioner, skip_bad: bool, s
     return frozenset(problems)
 
 
-def _unreadable(
-    records: Sequence[Record], skip_bad: bool, say: Say, show: bool | None, ranks: Ranks
-) -> frozenset[int]:
+def _unreadable(records: Sequence[Record], skip_bad: bool, say: Say, show: bool | None, ranks: Ranks) -> frozenset[int]:
     """The positions of photos that can't be read: looked for now rather than in the middle of the training."""
     tiny = ImageSpec(32, 32)
     found: list[dict[int, str]] = []

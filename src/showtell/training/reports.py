@@ -60,6 +60,7 @@ class Sums(NamedTuple):
 
     @property
     def loss(self) -> float:
+        """What is minimised."""
         return math.fsum(self.terms.values())
 
 

@@ -60,8 +60,8 @@ class Trainer:
     When memory runs out, the step is begun again with half as many photos at a time, and so are all steps after it. It
     is the same step but for dropout's random numbers and batch norms that take their statistics from the batch.
 
-    With `ranks` the processes of a group share each step: every one computes its own photos of each micro-batch (`Shard`)
-    and gradients are added up, so it is the step of a single process, with the same two exceptions.
+    With `ranks` the processes of a group share each step: every one computes its own photos of each micro-batch
+    (`Shard`) and gradients are added up, so it is the step of a single process, with the same two exceptions.
 
     Args:
         captioner: the model; what is trained is what requires a gradient.
