@@ -15,7 +15,7 @@ from ..captioner import Captioner
 from ..checks import whole
 from ..data import Dataset, Record, read_dataset
 from ..data.gather import is_file
-from ..data.inputs import load_records
+from ..data.inputs import unreadable
 from ..data.records import SPLITS, listed
 from ..errors import ArgumentError, DataError, MissingPackageError, NotFoundError
 from ..evaluation import Evaluation, Signature, evaluate, score_predictions
@@ -25,10 +25,8 @@ from ..evaluation.predictions import read_predictions
 from ..evaluation.references import choose_split, read_references
 from ..evaluation.report import write_report
 from ..evaluation.result import FORMAT
-from ..image_spec import ImageSpec
 from ..metrics import METRICS
 from ..metrics.coco import COCO_METRICS, coco_problem
-from ..progress import bar
 from ..ranks import Ranks, joined, place
 from ..search import parse_search, search_text
 from .common import add_format, add_model, device_of, load_model
@@ -314,15 +312,7 @@ def _stop_or_say(problems: Sequence[object], skip_bad: bool) -> None:
 
 def _readable(records: Sequence[Record], skip_bad: bool, ranks: Ranks) -> list[Record]:
     """The records whose photos can be read: found out now rather than in the middle of the captioning."""
-    tiny = ImageSpec(32, 32)
-    found: list[dict[int, str]] = []
-    own = ranks.own(range(0, len(records), 64))
-    with bar(64 * len(own), "opening photos", unit="photo", show=None if ranks.first else False) as progress:
-        for start in own:
-            wrong = load_records(records[start : start + 64], tiny)[1]
-            found.append({start + number: reason for number, reason in wrong.items()})
-            progress.update(64)
-    bad = {position: reason for each in ranks.woven(found) for position, reason in each.items()}
+    bad = unreadable(records, show=None if ranks.first else False, ranks=ranks)
     _stop_or_say(list(bad.values()), skip_bad)
     if len(bad) == len(records):
         raise DataError("no photo to score is left")

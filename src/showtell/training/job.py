@@ -24,12 +24,10 @@ from ..data import (
     read_dataset,
 )
 from ..data.augment import refused
-from ..data.inputs import load_records
+from ..data.inputs import unreadable
 from ..data.records import listed, wordless
 from ..errors import DataError
-from ..image_spec import ImageSpec
 from ..metrics import DocumentFrequencies, scored_words
-from ..progress import bar
 from ..ranks import ALONE, Ranks
 from .about import About
 from .assemble import make_optimizer, trunk_trains
@@ -247,7 +245,9 @@ def prepare(
         raise refused(augmentation)
     if trained:
         cache = None
-        bad |= _unreadable(records, skip_bad, say, show, ranks)
+        unread = unreadable(records, show=show, ranks=ranks)
+        _stop_or_say(list(unread.values()), skip_bad, say)
+        bad |= unread.keys()
         say(_without_cache(plan, captioner, trained))
     else:
         cache = FeatureCache.build(
@@ -374,18 +374,3 @@ def _wordless(records: Sequence[Record], captioner: Captioner, skip_bad: bool, s
     problems = wordless(records, captioner.vocabulary)
     _stop_or_say(list(problems.values()), skip_bad, say)
     return frozenset(problems)
-
-
-def _unreadable(records: Sequence[Record], skip_bad: bool, say: Say, show: bool | None, ranks: Ranks) -> frozenset[int]:
-    """The positions of photos that can't be read: looked for now rather than in the middle of the training."""
-    tiny = ImageSpec(32, 32)
-    found: list[dict[int, str]] = []
-    own = ranks.own(range(0, len(records), 64))
-    with bar(64 * len(own), "opening photos", unit="photo", show=show) as progress:
-        for start in own:
-            wrong = load_records(records[start : start + 64], tiny)[1]
-            found.append({start + number: reason for number, reason in wrong.items()})
-            progress.update(64)
-    bad = {position: reason for each in ranks.woven(found) for position, reason in each.items()}
-    _stop_or_say(list(bad.values()), skip_bad, say)
-    return frozenset(bad)
