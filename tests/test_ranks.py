@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ranks_worker as worker
 import torch
 from safetensors.torch import load_file
 
+import ranks_worker as worker
 from showtell.data import Shard
 from showtell.errors import ArgumentError, RunError
 from showtell.ranks import ALONE, Place, Ranks, joined, local_device, place
@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "alone", folder / "begun")
     for name, size in (("state.u8", 1), ("pooled.f16", 16), ("grid.f16", 256), ("boxes.f32", 256)):
         with (folder / "begun" / name).open("r+b") as file:
-            for start in (0, 4, 6):  # photos 0, 1, 4, 5 and 6: what a killed run has not marked as done
+            for start in (0, 4, 6):  # one photo of each chunk that a killed run has not marked as done
                 file.seek(start * size)
                 file.write(bytes(size))
     worker.run(folder / "alone-run")
@@ -131,17 +131,18 @@ def test_what_batch_norms_count_is_the_same_everywhere(both: list[dict[str, Any]
 
 def test_an_error_in_one_process_stops_both(both: list[dict[str, Any]]) -> None:
     assert both[1]["failed"] == "ValueError: no such thing"
-    assert both[0]["failed"].startswith("RunError: process 2 of 2 can't go on") and "no such thing" in both[0]["failed"]
+    assert both[0]["failed"].startswith("RunError: process 2 of 2 can't go on")
+    assert "no such thing" in both[0]["failed"]
     for found in both:
         assert found["same"] == "RunError: process 2 of 2 has another data than the first; start all alike"
 
 
 def test_features_made_by_two_processes_are_those_of_one(both: list[dict[str, Any]], folder: Path) -> None:
     names = sorted(path.name for path in (folder / "alone").iterdir())
-    for place in ("cache", "begun"):
-        assert sorted(path.name for path in (folder / place).iterdir()) == names
+    for made in ("cache", "begun"):
+        assert sorted(path.name for path in (folder / made).iterdir()) == names
         for name in names:
-            assert (folder / place / name).read_bytes() == (folder / "alone" / name).read_bytes(), (place, name)
+            assert (folder / made / name).read_bytes() == (folder / "alone" / name).read_bytes(), (made, name)
     for found in both:
         assert found["cached"] == found["continued"] == []
         assert found["bad"] == [3]
@@ -177,7 +178,8 @@ def runs_equal(found: Path, alone: Path) -> None:
 def test_a_run_of_two_processes_is_that_of_one(both: list[dict[str, Any]], folder: Path) -> None:
     runs_equal(folder / "run", folder / "alone-run")
     ours, others = both[0]["run"], both[1]["run"]
-    assert ours["steps"] == 6 and ours["heard"][-1].startswith("done after 6 steps")
+    assert ours["steps"] == 6
+    assert ours["heard"][-1].startswith("done after 6 steps")
     assert others["heard"] == []
     assert {**ours, "heard": []} == others
     assert both[0]["again"]["heard"][-1].endswith("does it again")
@@ -207,7 +209,9 @@ def test_parts_of_a_batch_add_up_to_the_whole() -> None:
             some = [part for part in made if part is not None]
             assert made[len(some) :] == [None] * (count - len(some))
             sizes = [part.photo_count for part in some]
-            assert sum(sizes) == whole.photo_count and sizes == sorted(sizes, reverse=True) and sizes[0] - sizes[-1] < 2
+            assert sum(sizes) == whole.photo_count
+            assert sizes == sorted(sizes, reverse=True)
+            assert sizes[0] - sizes[-1] < 2
             for name in ("inputs", "tokens", "targets", "weights"):
                 assert torch.equal(torch.cat([getattr(part, name) for part in some]), getattr(whole, name))
             assert sum((part.photos for part in some), ()) == whole.photos
