@@ -1,7 +1,8 @@
-"""What tests do once alone and once as one of several processes: `python ranks_worker.py RANK COUNT FOLDER` is one."""
+"""What tests do once alone and once as one of several processes, which this file is when it is run."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -269,17 +270,43 @@ def one_of_several(rank: int, ranks: Ranks, folder: Path) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    """Be one of several."""
-    rank, count, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+def one_run(output: Path, overrides: dict[str, Any]) -> Any:
+    """A run with everything that is random or has a memory: dropout, averaged weights, changed photos."""
+    data = Dataset(tuple(records(lambda i: "val" if i in (0, 4) else "train")))
+    start = tiny_captioner(decoder="attention-lstm.v1", dropout=0.3)
+    return run(output, data=data, init=start, overrides=overrides)
+
+
+def main(command: str, *given: str) -> None:
+    """Be one of several processes.
+
+    all FOLDER: what the quick tests ask, under torchrun; then the second process fails on purpose.
+    one RANK COUNT STORE OUTPUT OVERRIDES: a run, with a file to meet at.
+    """
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
+    if command == "one":
+        dist.init_process_group("gloo", init_method=f"file://{given[2]}", rank=int(given[0]), world_size=int(given[1]))
+        for line in one_run(Path(given[3]), json.loads(given[4]))["heard"]:
+            print(line)
+        dist.destroy_process_group()
+        return
+    folder = Path(given[0])
+    dist.init_process_group("gloo")
     with joined(torch.device("cpu")) as ranks:
+        rank = ranks.rank
         found = one_of_several(rank, ranks, folder)
     assert dist.is_initialized()
     dist.destroy_process_group()
+    for name in ("joined", "joined again"):
+        found[name] = run(folder / name)
+        assert not dist.is_initialized()
     torch.save(found, folder / f"found-{rank}.pt")
+    with joined(torch.device("cpu")) as ranks:
+        ranks.meet()
+        if rank == 1:
+            raise OSError("this process fails on purpose")
+        ranks.meet()
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -29,27 +29,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def together(count: int, *command: str) -> list[subprocess.CompletedProcess[str]]:
-    """Start some processes, whose command has RANK in it, and wait for all."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, *(str(rank) if part == "RANK" else part for part in command)],
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        said = [process.communicate(timeout=PATIENCE)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, out)
-        for process, out in zip(started, said, strict=True)
-    ]
+def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
+    """Two processes on this machine."""
+    options = ("--standalone", "--nproc-per-node=2")
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *options, *command],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
 
 
 def close(found: Any, expected: Any, rel: float = 1e-9) -> None:
@@ -78,9 +68,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def both(folder: Path) -> list[dict[str, Any]]:
-    """What each of two processes found."""
-    for done in together(2, str(HERE / "ranks_worker.py"), "RANK", "2", str(folder)):
-        assert done.returncode == 0, done.stdout
+    """What each of two processes found, before the second one failed on purpose."""
+    done = torchrun(str(HERE / "ranks_worker.py"), "all", str(folder))
+    assert (folder / "found-0.pt").exists(), done.stderr
+    assert (folder / "found-1.pt").exists(), done.stderr
+    assert done.returncode != 0
+    assert "OSError: this process fails on purpose" in done.stderr
     return [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -184,6 +177,13 @@ def test_a_run_of_two_processes_is_that_of_one(both: list[dict[str, Any]], folde
     assert {**ours, "heard": []} == others
     assert both[0]["again"]["heard"][-1].endswith("does it again")
     assert json.loads((folder / "run" / "run.json").read_bytes())["settings"]["processes"] == 2
+
+
+def test_a_script_that_torchrun_started_may_train_more_than_once(both: list[dict[str, Any]], folder: Path) -> None:
+    for name in ("joined", "joined again"):
+        assert both[0][name]["steps"] == both[1][name]["steps"] == 6
+        model = (folder / name / "model.safetensors").read_bytes()
+        assert model == (folder / "run" / "model.safetensors").read_bytes()
 
 
 def test_a_run_begun_by_one_process_is_continued_by_two(both: list[dict[str, Any]], folder: Path) -> None:
