@@ -296,12 +296,10 @@ class Shard:
     """One process's part of each batch, for a trainer that shares its steps with others.
 
     Example:
-        >>> words = [[4, 5], [4, 6, 7]]
-        >>> vocabulary = type("Words", (), {"pad_id": 0, "start_id": 1, "end_id": 2})
-        >>> vocabulary.encode_batch = staticmethod(lambda texts: words)
+        >>> from types import SimpleNamespace
+        >>> words = SimpleNamespace(pad_id=0, start_id=1, end_id=2, encode_batch=lambda texts: [[7, 8]] * len(texts))
         >>> records = [Record(f"{i}", None, ("a dog",), "train", "made up") for i in range(2)]
-        >>> photos = lambda positions: torch.zeros(len(positions), 3, 8, 8)
-        >>> batches = Batches(records, vocabulary, photos, trunk=False)
+        >>> batches = Batches(records, words, lambda positions: torch.zeros(len(positions), 3, 8, 8), trunk=False)
         >>> [Shard(batches, rank, 3).batch(0) is None for rank in range(3)]
         [False, False, True]
 
