@@ -228,7 +228,8 @@ def _of_data(options: argparse.Namespace, metrics: Sequence[str], ranks: Ranks) 
         _say(note)
     _stop_or_say(dataset.problems, options.skip_bad)
     split = choose_split([record.split for record in dataset.records], options.split, str(options.data))
-    ranks.same({"data": dataset.fingerprint()}, "give all the same photos and captions")
+    if ranks.count > 1:
+        ranks.same({"data": dataset.fingerprint()}, "give all the same photos and captions")
     records = _readable(dataset.records if split is None else dataset.split(split), options.skip_bad, ranks)
     count = f"{len(records):,} photo{'s' * (len(records) != 1)}"
     hint = "" if options.split else " (--split all scores every photo)"
