@@ -27,10 +27,10 @@ _groups = numbers()
 
 
 class Place(NamedTuple):
-    """rank: which process this is, from 0. count: how many there are. local: which one on its machine."""
+    """rank: which process this is, from 0. of: how many there are. local: which one on its machine."""
 
     rank: int
-    count: int
+    of: int
     local: int
 
 
@@ -39,7 +39,7 @@ def place() -> Place:
 
     Example:
         >>> place()
-        Place(rank=0, count=1, local=0)
+        Place(rank=0, of=1, local=0)
 
     Raises RunError when the environment makes no sense.
     """
@@ -74,10 +74,10 @@ def local_device(name: str, device: str | torch.device | None) -> str | torch.de
     """
     here = place()
     where = str(device)
-    if here.count == 1 or where.partition(":")[0] != "cuda":
+    if here.of == 1 or where.partition(":")[0] != "cuda":
         return device
     if where != "cuda":
-        raise ArgumentError(f"{name} {where}: each of {here.count} processes takes a GPU of its own; say cuda")
+        raise ArgumentError(f"{name} {where}: each of {here.of} processes takes a GPU of its own; say cuda")
     found = torch.cuda.device_count()
     if found > 1 and here.local >= found:
         raise ArgumentError(
@@ -97,7 +97,7 @@ class Ranks:
     Every method but `own` must be called by all processes, in the same order. What is exchanged is put together in the
     order of the ranks, so all of them get the same bits.
 
-    rank, count, local: as in `Place`. first: whether this is rank 0, which writes and speaks for all.
+    rank, count, local: those of its `Place`. first: whether this is rank 0, which writes and speaks for all.
     """
 
     def __init__(self, here: Place = Place(0, 1, 0), group: Any = None) -> None:  # noqa: B008 - a tuple
@@ -187,7 +187,7 @@ class Ranks:
         sent = flat if flat.device.type in ("cpu", "cuda") else flat.cpu()
         with _said_plainly():
             dist.all_reduce(sent, group=self._group)
-        parts = sent.to(flat.device).split([tensor.numel() for tensor in bucket])
+        parts = torch.split(sent.to(flat.device), [tensor.numel() for tensor in bucket])
         for tensor, part in zip(bucket, parts, strict=True):
             tensor.copy_(part.view(tensor.shape))
 
@@ -217,11 +217,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     through Gloo. Raises RunError when the others can't be reached.
     """
     here = place()
-    if here.count == 1:
+    if here.of == 1:
         yield ALONE
         return
     if not dist.is_available():
-        raise RunError(f"{here.count} processes were started, and this torch was built without torch.distributed")
+        raise RunError(f"{here.of} processes were started, and this torch was built without torch.distributed")
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -234,9 +234,9 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             dist.destroy_process_group(group)
         return
     with _said_plainly():
-        store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+        store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))  # type: ignore[attr-defined]
         # A store of its own for each time: torchrun's outlives the group, and old keys would confuse the next one.
-        own = dist.PrefixStore(f"showtell-{next(_groups)}", store)
+        own = dist.PrefixStore(f"showtell-{next(_groups)}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=_PATIENCE)
     try:
         yield Ranks(here)
