@@ -168,7 +168,7 @@ def train(
         if finished is not None:
             say(f"{folder.path}: this run is finished; restart=True (--restart) does it again")
             return TrainResult(folder.path, **finished)
-        ranks.every(lambda: ranks.first or folder.follow(token))
+        folder.follow(token, ranks)
         changed = [f"{key} {old} -> {settings[key]}" for key, old in folder.settings.items() if settings[key] != old]
         if changed:
             say(f"this run began with other settings ({', '.join(changed)}): the last digits may differ")

@@ -102,8 +102,11 @@ class RunFolder:
         self._write_run()
         return None
 
-    def follow(self, token: str) -> None:
-        """Read what the first process has opened; raises RunError when this one doesn't see the same folder."""
+    def follow(self, token: str, ranks: Ranks) -> None:
+        """Read what the first process has opened; raises RunError when another one doesn't see the same folder."""
+        ranks.every(lambda: None if ranks.first else self._look_for(token))
+
+    def _look_for(self, token: str) -> None:
         for left in reversed(range(_TRIES)):  # a folder on a network may take a moment
             run = self._read()
             if run is not None and run.get("token") == token:
