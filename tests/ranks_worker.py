@@ -181,8 +181,25 @@ def trained(
     return {"weights": captioner.state_dict(), "average": average, "reports": reports}
 
 
+class Written:
+    """A writer that keeps the steps that it is given."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def begin(self, run: Any, rows: Sequence[Any]) -> None:
+        self.steps += [row["step"] for row in rows]
+
+    def write(self, row: Any) -> None:
+        self.steps.append(row["step"])
+
+    def close(self) -> None:
+        self.steps.append(-1)
+
+
 def run(output: Path, **options: Any) -> Any:
     """A small run."""
+    written = Written()
     data = options.pop("data", None) or Dataset(tuple(records(lambda i: "val" if i in (0, 4) else "train")))
     heard: list[str] = []
     settings = {**SETTINGS, **options.pop("overrides", {})}
@@ -194,9 +211,10 @@ def run(output: Path, **options: Any) -> Any:
         threads=1,
         show=False,
         say=heard.append,
+        log_to=[written],
         **options,
     )
-    return {**asdict(result), "heard": heard}
+    return {**asdict(result), "heard": heard, "written": written.steps}
 
 
 def problem(work: Callable[[], Any]) -> str:

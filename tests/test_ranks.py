@@ -19,6 +19,7 @@ from showtell.data import Shard
 from showtell.errors import ArgumentError, RunError
 from showtell.ranks import ALONE, Place, Ranks, joined, local_device, place
 from showtell.testing import tiny_captioner
+from showtell.training.precision import Precision
 
 HERE = Path(__file__).parent
 PATIENCE = 1200  # seconds for children on a busy machine; none of them should ever need it
@@ -173,8 +174,9 @@ def test_a_run_of_two_processes_is_that_of_one(both: list[dict[str, Any]], folde
     ours, others = both[0]["run"], both[1]["run"]
     assert ours["steps"] == 6
     assert ours["heard"][-1].startswith("done after 6 steps")
-    assert others["heard"] == []
-    assert {**ours, "heard": []} == others
+    assert ours["written"] == [row["step"] for row in rows(folder / "run")] + [-1]
+    assert others["heard"] == others["written"] == []
+    assert {**ours, "heard": [], "written": []} == others
     assert both[0]["again"]["heard"][-1].endswith("does it again")
     assert json.loads((folder / "run" / "run.json").read_bytes())["settings"]["processes"] == 2
 
@@ -198,6 +200,15 @@ def test_processes_that_do_not_fit_together_are_refused(both: list[dict[str, Any
         assert "process 2 of 2 has another data than the first" in found["other data"]
     assert "process 2 of 2 can't go on" in both[0]["other folder"]
     assert "this process doesn't see in" in both[1]["other folder"]
+
+
+def test_a_process_without_photos_scales_back_the_float16_gradients_of_others() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    precision = Precision("fp16", [weight])
+    weight.grad = torch.tensor([65536.0, 3 * 65536.0])
+    precision.unscale(torch.optim.SGD([weight]))
+    assert weight.grad.tolist() == [1.0, 3.0]
+    precision.passed()
 
 
 def test_parts_of_a_batch_add_up_to_the_whole() -> None:
