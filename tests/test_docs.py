@@ -40,8 +40,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (holiday / "captions.csv").write_text("\n".join(rows) + "\n")
     scripts = tmp_path / "bin"
     scripts.mkdir()
-    (scripts / "showtell").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m showtell "$@"\n')
-    (scripts / "showtell").chmod(0o755)
+    for name, module in (("showtell", "showtell"), ("torchrun", "torch.distributed.run")):
+        (scripts / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+        (scripts / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{scripts}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     return tmp_path

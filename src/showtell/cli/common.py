@@ -9,8 +9,9 @@ import torch
 from ..captioner import Captioner
 from ..constraints import Constraints
 from ..devices import usable_device
+from ..ranks import local_device
 
-__all__ = ["add_constraints", "add_format", "add_model", "constraints_of", "load_model"]
+__all__ = ["add_constraints", "add_format", "add_model", "constraints_of", "device_of", "load_model"]
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
@@ -59,11 +60,16 @@ def constraints_of(options: argparse.Namespace) -> Constraints | None:
     return None if found == Constraints() else found
 
 
-def load_model(model: str | None, device: str) -> Captioner:
-    """The captioner that `--model` and `--device` name."""
+def device_of(device: str) -> torch.device:
+    """What `--device` names, "auto" too; where several processes share a machine, this one's."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = usable_device("--device", device)
+    return usable_device("--device", local_device("--device", device))
+
+
+def load_model(model: str | None, device: str) -> Captioner:
+    """The captioner that `--model` and `--device` name."""
+    where = device_of(device)
     if model is None:
         return Captioner.default(device=where)
     return Captioner.from_pretrained(model, device=where)

@@ -15,7 +15,7 @@ from ..captioner import Captioner
 from ..checks import whole
 from ..data import Dataset, Record, read_dataset
 from ..data.gather import is_file
-from ..data.inputs import load_records
+from ..data.inputs import unreadable
 from ..data.records import SPLITS, listed
 from ..errors import ArgumentError, DataError, MissingPackageError, NotFoundError
 from ..evaluation import Evaluation, Signature, evaluate, score_predictions
@@ -25,12 +25,11 @@ from ..evaluation.predictions import read_predictions
 from ..evaluation.references import choose_split, read_references
 from ..evaluation.report import write_report
 from ..evaluation.result import FORMAT
-from ..image_spec import ImageSpec
 from ..metrics import METRICS
 from ..metrics.coco import COCO_METRICS, coco_problem
-from ..progress import bar
+from ..ranks import Ranks, joined, place
 from ..search import parse_search, search_text
-from .common import add_format, add_model, load_model
+from .common import add_format, add_model, device_of, load_model
 from .data import add_data_options
 from .score_table import as_json, as_text
 from .targets import check_target
@@ -107,7 +106,13 @@ def run(options: argparse.Namespace) -> int:
     ]
     if len(set(named)) < len(named):
         raise ArgumentError("--output, --report and --compare must name different files")
-    work = _of_data(options, metrics) if options.data is not None else _of_predictions(options, metrics)
+    if options.data is not None:
+        with joined(device_of(options.device)) as ranks:
+            work = _of_data(options, metrics, ranks)
+    if place().rank:
+        return 0  # the first process says it for all
+    if options.data is None:
+        work = _of_predictions(options, metrics)
     if len(work.result.photos) == 1 and {"CIDEr-D", "CIDEr"} & set(metrics):
         _say("with one photo CIDEr-D and CIDEr are 0 whatever the caption: words weigh what other photos lack")
     comparison = None if work.other is None else compare(work.other, work.result, force=options.force)
@@ -131,7 +136,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if not place().rank:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _is_result(head: bytes) -> bool:
@@ -208,7 +214,7 @@ def _of_predictions(options: argparse.Namespace, metrics: Sequence[str]) -> _Wor
     return _Work(scored(options.predictions, name), other)
 
 
-def _of_data(options: argparse.Namespace, metrics: Sequence[str]) -> _Work:
+def _of_data(options: argparse.Namespace, metrics: Sequence[str], ranks: Ranks) -> _Work:
     search = None if options.search is None else parse_search(options.search)
     saved = None if options.compare is None else _saved(options.compare)
     rival = None if options.compare is None or saved is not None else _rival(options.compare)
@@ -222,11 +228,14 @@ def _of_data(options: argparse.Namespace, metrics: Sequence[str]) -> _Work:
         _say(note)
     _stop_or_say(dataset.problems, options.skip_bad)
     split = choose_split([record.split for record in dataset.records], options.split, str(options.data))
-    records = _readable(dataset.records if split is None else dataset.split(split), options.skip_bad)
+    if ranks.count > 1:
+        ranks.same({"data": dataset.fingerprint()}, "give all the same photos and captions")
+    records = _readable(dataset.records if split is None else dataset.split(split), options.skip_bad, ranks)
     count = f"{len(records):,} photo{'s' * (len(records) != 1)}"
     hint = "" if options.split else " (--split all scores every photo)"
     _say(f"{options.data}: {count}" + (f" of the split {split}{hint}" if split else ""))
-    captioner = load_model(options.model, options.device)
+    with ranks.turns(local=True):  # it may be downloaded
+        captioner = load_model(options.model, options.device)
     model = "bundled" if options.model is None else options.model
     name = model if options.name is None else options.name
     pairs = [(record.id, record.captions) for record in records]
@@ -235,7 +244,8 @@ def _of_data(options: argparse.Namespace, metrics: Sequence[str]) -> _Work:
     if saved is not None:
         _refuse_unlike(saved.name, saved.signature.differences(mine), options.force)
     elif rival is not None:
-        against = load_model(None if rival == "default" else rival, options.device)
+        with ranks.turns(local=True):
+            against = load_model(None if rival == "default" else rival, options.device)
         theirs = Signature.of(pairs, metrics=metrics, search=search_text(search or against.search))
         _refuse_unlike(rival, theirs.differences(mine), options.force)
 
@@ -248,7 +258,8 @@ def _of_data(options: argparse.Namespace, metrics: Sequence[str]) -> _Work:
             batch_size=options.batch_size or _BATCH,
             metrics=metrics,
             training=_training(dataset),
-            show=None,
+            show=None if ranks.first else False,
+            ranks=ranks,
         )
 
     other = saved
@@ -300,15 +311,9 @@ def _stop_or_say(problems: Sequence[object], skip_bad: bool) -> None:
     _say(f"left out: {count}{listed(problems)}")
 
 
-def _readable(records: Sequence[Record], skip_bad: bool) -> list[Record]:
+def _readable(records: Sequence[Record], skip_bad: bool, ranks: Ranks) -> list[Record]:
     """The records whose photos can be read: found out now rather than in the middle of the captioning."""
-    tiny = ImageSpec(32, 32)
-    bad: dict[int, str] = {}
-    with bar(len(records), "opening photos", unit="photo") as progress:
-        for start in range(0, len(records), 64):
-            found = load_records(records[start : start + 64], tiny)[1]
-            bad.update({start + number: reason for number, reason in found.items()})
-            progress.update(len(records[start : start + 64]))
+    bad = unreadable(records, show=None if ranks.first else False, ranks=ranks)
     _stop_or_say(list(bad.values()), skip_bad)
     if len(bad) == len(records):
         raise DataError("no photo to score is left")

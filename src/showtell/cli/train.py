@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..errors import ArgumentError
+from ..ranks import place
 from ..training import train
 from .common import add_format
 from .data import add_data_options
@@ -88,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
         data_license=options.data_license,
         say=say,
     )
+    if place().rank:
+        return 0  # the first process says it for all
     if options.format == "jsonl":
         print(json.dumps({**asdict(result), "output": str(result.output)}))
     else:

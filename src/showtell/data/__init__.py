@@ -1,7 +1,7 @@
 """Data: records, readers, the feature cache and batches."""
 
 from .augment import Augmentation, Augmented
-from .batches import Batch, Batches, prefetched
+from .batches import Batch, Batches, Shard, prefetched
 from .cache import FeatureCache
 from .inputs import CachedInputs, ImageInputs
 from .objects import from_objects
@@ -19,6 +19,7 @@ __all__ = [
     "ImageInputs",
     "Problem",
     "Record",
+    "Shard",
     "from_objects",
     "prefetched",
     "read_dataset",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ..protocols import Features, slice_features
 from .augment import Augmented, refused
 from .records import Record, listed
 
-__all__ = ["Batch", "Batches", "prefetched"]
+__all__ = ["Batch", "Batches", "Shard", "prefetched"]
 
 _POOL = 16
 _Ints = NDArray[np.int64]
@@ -242,13 +242,28 @@ class Batches:
 
     def batch(self, number: int) -> Batch:
         """The batch of that number, from 0; epochs follow one another without end."""
+        return self._batch(number, 0, 1)
+
+    def part(self, number: int, rank: int, count: int) -> Batch | None:
+        """One of `count` parts of a batch, as wide as the whole; None where it has too few photos for all parts.
+
+        Parts are of photos that follow one another, the first ones a photo larger where that must be.
+        """
+        whole("rank", rank, 0, whole("count", count, 1, 2**31) - 1)
+        return None if len(self._photos(number)) <= rank else self._batch(number, rank, count)
+
+    def _photos(self, number: int) -> _Ints:
         epoch = self.epoch_of(number)
-        batches, chosen = self._planned(epoch)
-        positions = batches[number - epoch * self.per_epoch]
-        captions = chosen[positions].reshape(-1)
-        steps = np.where(captions < 0, 0, self._steps()[captions])
-        lengths = np.minimum(self._lengths[captions], self.max_length)
+        return self._planned(epoch)[0][number - epoch * self.per_epoch]
+
+    def _batch(self, number: int, rank: int, count: int) -> Batch:
+        epoch = self.epoch_of(number)
+        chosen, positions = self._planned(epoch)[1], self._photos(number)
+        steps = np.where(chosen[positions] < 0, 0, self._steps()[chosen[positions]])
         width = int(steps.max())
+        positions, steps = (np.array_split(each, count)[rank] for each in (positions, steps))
+        captions, steps = chosen[positions].reshape(-1), steps.reshape(-1)
+        lengths = np.minimum(self._lengths[captions], self.max_length)
         targets = np.full((len(captions), width), self._pad, np.int64)
         tokens = targets.copy()
         for row in np.flatnonzero(captions >= 0):
@@ -276,11 +291,34 @@ class Batches:
         )
 
 
+class Shard:
+    """One process's part of each batch, for a trainer that shares its steps with others.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> words = SimpleNamespace(pad_id=0, start_id=1, end_id=2, encode_batch=lambda texts: [[7, 8]] * len(texts))
+        >>> records = [Record(f"{i}", None, ("a dog",), "train", "made up") for i in range(2)]
+        >>> batches = Batches(records, words, lambda positions: torch.zeros(len(positions), 3, 8, 8), trunk=False)
+        >>> [Shard(batches, rank, 3).batch(0) is None for rank in range(3)]
+        [False, False, True]
+
+    Its `batch` gives `Batches.part`. `rank` is which process, of `count`, from 0.
+    """
+
+    def __init__(self, batches: Batches, rank: int, count: int) -> None:
+        """Keep the batches; nothing is read."""
+        self.batches, self.rank, self.count = batches, rank, count
+
+    def batch(self, number: int) -> Batch | None:
+        """This process's part of the batch of that number; None where it has none."""
+        return self.batches.part(number, self.rank, self.count)
+
+
 class _Source(Protocol):
-    def batch(self, number: int, /) -> Batch: ...
+    def batch(self, number: int, /) -> Any: ...
 
 
-def prefetched(batches: _Source, start: int = 0) -> Generator[tuple[Batch, float], None, None]:
+def prefetched(batches: _Source, start: int = 0) -> Generator[tuple[Any, float], None, None]:
     """Batches from number `start` on, without end, the next one made in a thread while this one is used.
 
     Example:

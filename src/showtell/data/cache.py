@@ -32,6 +32,7 @@ from ..errors import ArgumentError, DataError, RunError
 from ..journal import said_plainly
 from ..progress import bar
 from ..protocols import Encoder, Features
+from ..ranks import ALONE, Ranks
 from ..storage import write_file
 from .inputs import load_records
 from .records import Record, listed, photo_bytes
@@ -107,6 +108,7 @@ class FeatureCache:
         skip_bad: bool = False,
         show: bool | None = None,
         say: Callable[[str], None] = print,
+        ranks: Ranks = ALONE,
     ) -> FeatureCache:
         """Open the features of these records, computing those that are missing.
 
@@ -124,22 +126,24 @@ class FeatureCache:
             skip_bad: photos that can't be read end up in `bad` instead of stopping the run.
             show: a progress bar; default: where standard error is a terminal.
             say: told how large the features are before they are written, and what is thrown away.
+            ranks: the processes that share the work; all must see the same folder. The files are those of a single one,
+                and what was begun with some number of processes goes on with any other.
 
         Raises:
             ArgumentError: a parameter of the trunk is trainable.
             DataError: photos can't be read; all are named, after all others were encoded.
-            RunError: the disk is too small, or a feature is too large for half precision.
+            RunError: the disk is too small, a feature is too large for half precision, or the processes have different
+                photos or encoders.
         """
         whole("batch_size", batch_size, 1, 4096)
         if not records:
             raise DataError("no photos to encode; pass at least one record")
         trunk = Trunk(encoder, device)
         work = _Work(Path(folder), trunk, records, batch_size)
+        ranks.same({"photos": hashlib.sha256(work.photos).hexdigest(), "encoder": work.key}, "give all the same")
         with said_plainly(work.folder):
-            work.open_files(say)
-            if not skip_bad:
-                work.forget_bad()
-            reasons = work.encode(show)
+            work.chunk, work.state = ranks.first_does(lambda: work.begin(skip_bad, say))
+            reasons = work.encode(show, ranks)
         cache = cls(work.folder, work.shapes, trunk.split, work.state)
         if cache.bad and not skip_bad:
             lines = [reasons[position] for position in sorted(cache.bad)]
@@ -187,8 +191,14 @@ class _Work:
             sizes[name] = rows * int(np.prod(shape)) * np.dtype(_NUMPY[_DTYPES[name]]).itemsize
         return sizes
 
-    def open_files(self, say: Callable[[str], None]) -> None:
-        """Take up what is there, or make the files anew."""
+    def begin(self, skip_bad: bool, say: Callable[[str], None]) -> tuple[int, np.ndarray[Any, Any]]:
+        """Take up what is there, or make the files anew: photos a chunk, and the state of each."""
+        self._open_files(say)
+        if not skip_bad:
+            self._forget(self.state == _BAD)  # another chance
+        return self.chunk, self.state
+
+    def _open_files(self, say: Callable[[str], None]) -> None:
         there = self._read_meta()
         if there is not None:
             expected = self._meta(there.get("chunk", 0))
@@ -253,10 +263,6 @@ class _Work:
             self._forget(changed)
             _write(_path(self.folder, "photos"), 0, self.photos)
 
-    def forget_bad(self) -> None:
-        """Give photos that couldn't be read another chance."""
-        self._forget(self.state == _BAD)
-
     def _forget(self, rows: np.ndarray[Any, Any]) -> None:
         for start in self._starts():
             if rows[start : start + self.chunk].any():
@@ -267,17 +273,25 @@ class _Work:
     def _starts(self) -> range:
         return range(0, len(self.records), self.chunk)
 
-    def encode(self, show: bool | None) -> dict[int, str]:
+    def encode(self, show: bool | None, ranks: Ranks) -> dict[int, str]:
         """Encode every chunk that isn't done; the result says which photos can't be read, and why."""
         to_do = [start for start in self._starts() if not self.state[start : start + self.chunk].all()]
+        own = self._encode(ranks.own(to_do), show)
+        reasons: dict[int, str] = {}
+        for state, bad in ranks.every(lambda: (self.state, own)):
+            self.state = np.maximum(self.state, state)
+            reasons |= bad
+        return dict(sorted(reasons.items()))
+
+    def _encode(self, to_do: Sequence[int], show: bool | None) -> dict[int, str]:
         if not to_do:
             return {}
         spec = self.trunk.encoder.image_spec
         reasons: dict[int, str] = {}
         size = min(self.chunk, len(self.records))
-        first = len(self.records) - sum(min(size, len(self.records) - start) for start in to_do)
+        total = sum(min(size, len(self.records) - start) for start in to_do)
         with (
-            bar(len(self.records), "encoding photos", unit="photo", initial=first, show=show) as progress,
+            bar(total, "encoding photos", unit="photo", show=show) as progress,
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="showtell-chunk") as pool,
             self.trunk.running(),
         ):

@@ -11,13 +11,17 @@ from torch import Tensor
 from ..errors import DataError, ShowtellError
 from ..image_spec import ImageSpec
 from ..images import load_image, load_images
+from ..progress import bar
 from ..protocols import Features
+from ..ranks import ALONE, Ranks
 from .records import Record, listed
 
 if TYPE_CHECKING:
     from .cache import FeatureCache
 
-__all__ = ["CachedInputs", "ImageInputs", "load_records"]
+__all__ = ["CachedInputs", "ImageInputs", "load_records", "unreadable"]
+
+_AT_ONCE = 64
 
 
 class ImageInputs:
@@ -57,6 +61,22 @@ class CachedInputs:
     def __call__(self, positions: Sequence[int]) -> Features:
         """Features of N photos, float32."""
         return self.cache.features([self.rows[i] for i in positions])
+
+
+def unreadable(records: Sequence[Record], *, show: bool | None, ranks: Ranks = ALONE) -> dict[int, str]:
+    """Which photos can't be read, and why: found out before long work rather than in the middle of it.
+
+    show: a progress bar; None: where standard error is a terminal. ranks: the processes that share the photos.
+    """
+    tiny = ImageSpec(32, 32)
+    found: list[dict[int, str]] = []
+    own = ranks.own([range(start, min(len(records), start + _AT_ONCE)) for start in range(0, len(records), _AT_ONCE)])
+    with bar(sum(map(len, own)), "opening photos", unit="photo", show=show) as progress:
+        for some in own:
+            bad = load_records([records[i] for i in some], tiny)[1]
+            found.append({some.start + number: reason for number, reason in bad.items()})
+            progress.update(len(some))
+    return {position: reason for bad in ranks.woven(found) for position, reason in bad.items()}
 
 
 def load_records(records: Sequence[Record], spec: ImageSpec) -> tuple[Tensor, dict[int, str]]:

@@ -22,6 +22,7 @@ from ..metrics.frequencies import DocumentFrequencies
 from ..metrics.scores import check_frequencies, check_metrics
 from ..progress import bar
 from ..protocols import Features, SplitEncoder, move, slice_features
+from ..ranks import ALONE, Ranks
 from ..search import Search, as_search, search_text
 from .result import Evaluation, ScoredPhoto, check_ids, score_predictions
 
@@ -45,6 +46,7 @@ def evaluate(
     frequencies: DocumentFrequencies | None = None,
     training: Sequence[str] | None = None,
     show: bool | None = False,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Caption N photos by real generation and compare with what people wrote.
 
@@ -70,6 +72,7 @@ def evaluate(
         frequencies: document frequencies for CIDEr; default: those of the references, as tables have it.
         training: captions the model was trained on, for `health.novelty`.
         show: a progress bar; None: where standard error is a terminal.
+        ranks: the processes that share the photos, `batch_size` after `batch_size`; all get the result of a single one.
 
     Raises:
         ArgumentError: no photos, a photo without references, as many photos as references are not given, or
@@ -106,20 +109,24 @@ def evaluate(
         raise ArgumentError(f"{len(names)} ids for {count} photos; give one a photo")
     check_ids(names)
     used = captioner.search if search is None else as_search(search)
-    captions: list[Caption] = []
-    with bar(count, "captioning", unit="photo", show=show) as progress, evaluating(captioner):
-        for start in range(0, count, batch_size):
-            positions = range(start, min(count, start + batch_size))
+    batches = [range(start, min(count, start + batch_size)) for start in range(0, count, batch_size)]
+    own = ranks.own(batches)
+    made: list[list[Caption]] = []
+    with bar(sum(map(len, own)), "captioning", unit="photo", show=show) as progress, evaluating(captioner):
+        for positions in own:
             photos = _photos(captioner, inputs, positions, trunk)
             found = captioner.generate(photos, search=used, batch_size=batch_size, positions=positions)
-            captions += [best[0] for best in found]
+            made.append([best[0] for best in found])
             progress.update(len(positions))
+    captions = [caption for batch in ranks.woven(made) for caption in batch]
     scored = [
         ScoredPhoto(names[i], caption.text, tuple(references[i]), _file(inputs, i), caption.log_prob)
         for i, caption in enumerate(captions)
     ]
-    return score_predictions(
-        name, scored, search=search_text(used), metrics=metrics, frequencies=frequencies, training=training
+    return ranks.first_does(
+        lambda: score_predictions(
+            name, scored, search=search_text(used), metrics=metrics, frequencies=frequencies, training=training
+        )
     )
 
 
@@ -158,7 +165,7 @@ def _photos(captioner: Captioner, inputs: Inputs, positions: range, trunk: bool)
         return captioner.encoder.head(found) if trunk and isinstance(captioner.encoder, SplitEncoder) else found
 
 
-def teacher_forced_loss(captioner: Captioner, batches: Iterable[Batch]) -> float:
+def teacher_forced_loss(captioner: Captioner, batches: Iterable[Batch], *, ranks: Ranks = ALONE) -> float:
     """The mean negative log-probability of each real next word, in nats, the words before it given.
 
     Example:
@@ -170,10 +177,12 @@ def teacher_forced_loss(captioner: Captioner, batches: Iterable[Batch]) -> float
         True
 
     Summed over all batches before it is divided, so how photos are batched doesn't matter. It is a loss given the
-    right words, not of captions that the model made. The captioner is left in the mode it was in. Raises
-    ArgumentError when the batches hold no word.
+    right words, not of captions that the model made. The captioner is left in the mode it was in. With `ranks` each
+    process brings its own share of the batches, every `count`th one.
+
+    Raises ArgumentError when the batches hold no word.
     """
-    total, count = 0.0, 0.0
+    sums: list[tuple[float, float]] = []
     with torch.inference_mode(), evaluating(captioner):
         for batch in batches:
             inputs, tokens, targets, weights = (
@@ -181,8 +190,10 @@ def teacher_forced_loss(captioner: Captioner, batches: Iterable[Batch]) -> float
             )
             logits = captioner(inputs, tokens, trunk=batch.trunk).logits
             each = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-            total += float((each * weights.flatten()).sum(dtype=torch.float64))
-            count += float(weights.sum(dtype=torch.float64))
+            total = float((each * weights.flatten()).sum(dtype=torch.float64))
+            sums.append((total, float(weights.sum(dtype=torch.float64))))
+    sums = ranks.woven(sums)
+    total, count = sum(each for each, _ in sums), sum(words for _, words in sums)
     if not count > 0:
         raise ArgumentError("no word to take the loss of; the batches are empty")
     return total / count

@@ -18,6 +18,7 @@ from ..captioner import Captioner
 from ..errors import ArgumentError
 from ..generate import evaluating
 from ..protocols import Encoder, SplitEncoder, as_features
+from ..ranks import Ranks
 from ..registry import component_name, find_component
 from ..vocabulary import Vocabulary
 from .encoding import make_encoder
@@ -29,6 +30,7 @@ __all__ = [
     "BUNDLED_DECODER",
     "Init",
     "assemble",
+    "check_equal",
     "fingerprint",
     "least_count",
     "load_init",
@@ -83,6 +85,16 @@ def fingerprint(part: Captioner | nn.Module | str | None) -> str | None:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_equal(ranks: Ranks, captioner: Captioner) -> None:
+    """Check that all processes have the same weights, to the bit; raises RunError."""
+    if ranks.count > 1:
+        ranks.same(
+            {"weights": fingerprint(captioner)},
+            "start all on machines of one kind with the same packages, and the same command continues from the last "
+            "checkpoint",
+        )
 
 
 def least_count(recipe: Recipe, captions: int) -> int:

@@ -24,12 +24,11 @@ from ..data import (
     read_dataset,
 )
 from ..data.augment import refused
-from ..data.inputs import load_records
+from ..data.inputs import unreadable
 from ..data.records import listed, wordless
 from ..errors import DataError
-from ..image_spec import ImageSpec
 from ..metrics import DocumentFrequencies, scored_words
-from ..progress import bar
+from ..ranks import ALONE, Ranks
 from .about import About
 from .assemble import make_optimizer, trunk_trains
 from .frequencies import cached_frequencies
@@ -119,7 +118,7 @@ class Job:
     total: steps in all, up to the end of this part. epoch: steps an epoch. carried: it starts from a trained captioner.
     about: where it all came from, for the model card. reference_words: of the judged, on average. photos: to train on.
     trained: the encoder's weights before its head that are trained, now or later. before: steps that the part before
-    this one took. scores: whether this part is self-critical.
+    this one took. scores: whether this part is self-critical. ranks: the processes that share the work.
     """
 
     recipe: Recipe
@@ -141,6 +140,7 @@ class Job:
     trained: frozenset[str]
     before: int = 0
     scores: bool = False
+    ranks: Ranks = ALONE
 
     @property
     def step(self) -> int:
@@ -152,12 +152,15 @@ class Job:
         plan = self.recipe
         train = self.train.with_references()
         total = self.epoch * plan.self_critical_epochs
-        objective = of_scores(plan, self.captioner, train, self.photos, self.folder.reward_frequencies)
+        with self.ranks.turns():
+            objective = of_scores(plan, self.captioner, train, self.photos, self.folder.reward_frequencies)
         for name, parameter in _parameters(self.captioner):  # some may still have been frozen: see encoder_start_epoch
             parameter.requires_grad_(parameter.requires_grad or name in self.trained)
         late = max(0, plan.encoder_start_epoch * self.epoch - before)
         room = self.trainer.photos_at_once
-        trainer = _trainer(plan, self.captioner, objective, total, late=late, carried=False, room=room)
+        trainer = _trainer(
+            plan, self.captioner, objective, total, late=late, carried=False, room=room, ranks=self.ranks
+        )
         return replace(self, trainer=trainer, train=train, total=before + total, before=before, scores=True)
 
     def done(self, progress: Progress) -> bool:
@@ -180,6 +183,7 @@ class Job:
                 search=self.recipe.search,
                 weights_dtype=self.recipe.weights_dtype,
                 show=self.show,
+                ranks=self.ranks,
             )
 
 
@@ -232,6 +236,7 @@ def prepare(
     about: About,
     say: Say,
     show: bool | None,
+    ranks: Ranks = ALONE,
 ) -> Job:
     """Features, batches and trainer."""
     check_objective(plan, captioner, carried=carried)
@@ -243,7 +248,9 @@ def prepare(
         raise refused(augmentation)
     if trained:
         cache = None
-        bad |= _unreadable(records, skip_bad, say, show)
+        unread = unreadable(records, show=show, ranks=ranks)
+        _stop_or_say(list(unread.values()), skip_bad, say)
+        bad |= unread.keys()
         say(_without_cache(plan, captioner, trained))
     else:
         cache = FeatureCache.build(
@@ -254,6 +261,7 @@ def prepare(
             skip_bad=skip_bad,
             show=show,
             say=say,
+            ranks=ranks,
         )
         bad |= cache.bad
 
@@ -285,15 +293,18 @@ def prepare(
     objective: Objective
     if plan.objective == "self-critical":
         train = train.with_references()
-        objective = of_scores(plan, captioner, train, len(train_rows), folder.reward_frequencies)
+        with ranks.turns():
+            objective = of_scores(plan, captioner, train, len(train_rows), folder.reward_frequencies)
     else:
         objective = of_words(plan, total)
-    trainer = _trainer(plan, captioner, objective, total, late=plan.encoder_start_epoch * epoch, carried=carried)
+    late = plan.encoder_start_epoch * epoch
+    trainer = _trainer(plan, captioner, objective, total, late=late, carried=carried, ranks=ranks)
     judged = [records[i] for i in val_rows]
     if len(judged) == 1:
         say(f"one validation photo: its {CHOSEN_BY} is 0 whatever the caption, so the teacher-forced loss chooses")
     words = [[scored_words(caption) for caption in record.captions] for record in judged]
-    frequencies = cached_frequencies(folder.frequencies, words, vocabulary=captioner.vocabulary)
+    with ranks.turns():
+        frequencies = cached_frequencies(folder.frequencies, words, vocabulary=captioner.vocabulary)
     lengths = [len(caption) for captions in words for caption in captions]
     return Job(
         plan,
@@ -314,6 +325,7 @@ def prepare(
         photos=len(train_rows),
         trained=trained,
         scores=plan.objective == "self-critical",
+        ranks=ranks,
     )
 
 
@@ -325,6 +337,7 @@ def _trainer(
     *,
     late: int,
     carried: bool,
+    ranks: Ranks,
     room: int | None = None,
 ) -> Trainer:
     """A part's trainer, of `total` steps; a self-critical one has a learning rate of its own.
@@ -349,6 +362,7 @@ def _trainer(
         ema_decay=plan.ema_decay or None,
         compiled=plan.compile,
         photos_at_once=room,
+        ranks=ranks,
     )
 
 
@@ -373,16 +387,3 @@ def _wordless(records: Sequence[Record], captioner: Captioner, skip_bad: bool, s
     problems = wordless(records, captioner.vocabulary)
     _stop_or_say(list(problems.values()), skip_bad, say)
     return frozenset(problems)
-
-
-def _unreadable(records: Sequence[Record], skip_bad: bool, say: Say, show: bool | None) -> frozenset[int]:
-    """The positions of photos that can't be read: looked for now rather than in the middle of the training."""
-    tiny = ImageSpec(32, 32)
-    bad: dict[int, str] = {}
-    with bar(len(records), "opening photos", unit="photo", show=show) as progress:
-        for start in range(0, len(records), 64):
-            found = load_records(records[start : start + 64], tiny)[1]
-            bad.update({start + number: reason for number, reason in found.items()})
-            progress.update(len(records[start : start + 64]))
-    _stop_or_say(list(bad.values()), skip_bad, say)
-    return frozenset(bad)

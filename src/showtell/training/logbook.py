@@ -28,7 +28,8 @@ def logbook(job: Job, progress: Progress, writers: Sequence[LogWriter]) -> Itera
     with ExitStack() as stack:
         book = Logbook(job, progress, writers)
         stack.callback(book.close)
-        job.folder.write_metrics(progress.rows)
+        if job.ranks.first:
+            job.folder.write_metrics(progress.rows)
         run = LoggedRun(job.folder.path, job.folder.token, without_folders(job.recipe).values())
         for writer in writers:
             stack.callback(writer.close)
@@ -109,6 +110,8 @@ class Logbook:
     def write(self, state: str) -> None:
         """Write metrics.jsonl as a whole, and the report; `state` says how far the run is."""
         job, progress = self._job, self._progress
+        if not job.ranks.first:
+            return
         job.folder.write_metrics(progress.rows)
         if self._photos is None:
             self._photos = sample_photos([job.judged[i] for i in self._shown])
@@ -126,7 +129,8 @@ class Logbook:
 
     def _add(self, row: dict[str, Any]) -> None:
         self._progress.rows.append(row)
-        self._job.folder.add_metrics(row)
+        if self._job.ranks.first:
+            self._job.folder.add_metrics(row)
         for writer in self._writers:
             writer.write(row)
 

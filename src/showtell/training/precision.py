@@ -65,6 +65,8 @@ class Precision:
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradients by the scale."""
         if self._scaler is not None:
+            # The scale comes to be with the first loss, and a process without photos has had none.
+            self._scaler.scale(torch.zeros((), device=self.device))
             self._scaler.unscale_(optimizer)
 
     def passed(self) -> None:

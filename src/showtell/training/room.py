@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import RunError
+from ..ranks import Ranks
 
-__all__ = ["Room", "norm_statistics", "out_of_memory", "put_back"]
+__all__ = ["Room", "agree", "norm_statistics", "out_of_memory", "put_back"]
 
 _CPU = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 _GPU = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
@@ -91,3 +92,20 @@ def put_back(statistics: list[tuple[Tensor, Tensor]]) -> None:
     """Undo what a step that wasn't finished has counted."""
     for buffer, copy in statistics:
         buffer.copy_(copy)
+
+
+@torch.no_grad()
+def agree(ranks: Ranks, statistics: list[tuple[Tensor, Tensor]], rows: int) -> None:
+    """Make what batch norms have counted equal in all processes: the mean, each weighing as many rows as it had."""
+    if ranks.count == 1 or not statistics:
+        return
+    counts = [int(buffer) for buffer, _ in statistics if not buffer.is_floating_point()]
+    found = ranks.every(lambda: (rows, counts))
+    share = rows / sum(each for each, _ in found)
+    means = [buffer for buffer, _ in statistics if buffer.is_floating_point()]
+    for buffer in means:
+        buffer.mul_(share)
+    ranks.add_up(means)
+    whole = [buffer for buffer, _ in statistics if not buffer.is_floating_point()]
+    for buffer, values in zip(whole, zip(*(each for _, each in found), strict=True), strict=True):
+        buffer.fill_(max(values))

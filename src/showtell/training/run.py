@@ -15,11 +15,13 @@ from torch import nn
 
 from .. import storage
 from ..checks import whole
+from ..data import Shard
 from ..devices import usable_device
 from ..errors import ArgumentError
+from ..ranks import joined, local_device
 from ..version import __version__
 from .about import about_run, environment
-from .assemble import Init, assemble, fingerprint, load_init, starts_anew
+from .assemble import Init, assemble, check_equal, fingerprint, load_init, starts_anew
 from .job import CHOSEN_BY, Job, Progress, Say, open_data, prepare, usable
 from .log_writers import LogWriter, open_writers
 from .logbook import Logbook, logbook
@@ -27,7 +29,7 @@ from .model_card import card, measured_speed
 from .recipe import Recipe
 from .recipe_files import load_recipe
 from .run_folder import RunFolder
-from .trainer import StepReport
+from .trainer import BatchSource, StepReport
 
 __all__ = ["TrainResult", "train"]
 
@@ -89,6 +91,9 @@ def train(
     checkpoints/ (each a captioner too), features/ (the encoder's output for every photo, where the encoder isn't
     trained), frequencies.bin (what CIDEr-D weighs words by) and run.json.
 
+    Started by torchrun, all its processes train the same captioner together; a recipe means the same however many there
+    are, and only the first writes, says something or logs. `output` must be one folder that all of them see.
+
     Few photos are enough when starting from a captioner: an epoch then goes through them several times
     (`min_steps`), and words count from their first use (one use per 2,000 captions, at most `min_count`).
 
@@ -105,7 +110,7 @@ def train(
         skip_bad: leave bad rows out and say how many, instead of stopping.
         restart: throw away what an earlier run left in `output` (its own files only).
         threads: of torch on the CPU; default: as it is. A run continues exactly with the same number only.
-        device: default: "cuda" where there is one, else "cpu".
+        device: default: "cuda" where there is one, else "cpu"; of several processes each takes a GPU of its own.
         log_to: where else the rows of metrics.jsonl go: "tensorboard", "wandb", or a `LogWriter` of your own.
         data_license: the licence of the photos and captions, for the model card.
         show: progress bars; default: where standard error is a terminal, and a line a minute elsewhere.
@@ -113,8 +118,8 @@ def train(
 
     Raises:
         DataError: bad rows, or no photos to train or validate on.
-        RunError: `output` belongs to another run or can't be written, another process trains there, or the loss
-            isn't finite.
+        RunError: `output` belongs to another run or can't be written, another process trains there, the loss isn't
+            finite, or the processes of a group don't fit together.
         ArgumentError: a setting makes no sense, or the captioner couldn't be saved.
         MissingPackageError: `log_to` needs a package that isn't installed.
     """
@@ -127,10 +132,13 @@ def train(
         say(other)
         init = None
     where = _device(device)
-    with _threads(threads), torch.random.fork_rng(devices=[]), ExitStack() as stack:
+    with _threads(threads), torch.random.fork_rng(devices=[]), joined(where) as ranks, ExitStack() as stack:
+        if not ranks.first:
+            say, show, writers = _say_nothing, False, []
         dataset = open_data(data, images, image_column, caption_column)
         training, validating = usable(dataset, plan, skip_bad, say)
-        start = load_init(init)
+        with ranks.turns(local=True):  # it may be downloaded
+            start = load_init(init)
         contents = dataset.fingerprint()
         identity = {
             "version": __version__,
@@ -141,19 +149,34 @@ def train(
             "recipe": plan.values(),
             "chosen_by": CHOSEN_BY,
         }
+        ranks.same(identity, "start all with the same command, data and version")
         folder = RunFolder(output)
-        stack.enter_context(folder.alone())
-        settings = {"threads": torch.get_num_threads(), "device": where.type, "torch": torch.__version__}
-        finished = folder.open(identity, settings, restart=restart)
+        settings = {
+            "threads": torch.get_num_threads(),
+            "device": where.type,
+            "torch": torch.__version__,
+            "processes": ranks.count,
+        }
+
+        def opened() -> tuple[dict[str, Any] | None, str]:
+            stack.enter_context(folder.alone())
+            finished = folder.open(identity, settings, restart=restart)
+            if finished is None:
+                storage.check_place(folder.path)
+            return finished, "" if finished is not None else folder.token
+
+        finished, token = ranks.first_does(opened)
         if finished is not None:
             say(f"{folder.path}: this run is finished; restart=True (--restart) does it again")
             return TrainResult(folder.path, **finished)
-        storage.check_place(folder.path)
+        folder.follow(token, ranks)
         changed = [f"{key} {old} -> {settings[key]}" for key, old in folder.settings.items() if settings[key] != old]
         if changed:
             say(f"this run began with other settings ({', '.join(changed)}): the last digits may differ")
-        captioner = assemble(plan, start, encoder, [c for r in training for c in r.captions], say).to(where)
+        with ranks.turns(local=True):
+            captioner = assemble(plan, start, encoder, [c for r in training for c in r.captions], say).to(where)
         captioner.save_pieces(weights_dtype=plan.weights_dtype)
+        check_equal(ranks, captioner)
         about = about_run(
             data,
             contents,
@@ -176,6 +199,7 @@ def train(
             about=about,
             say=say,
             show=show,
+            ranks=ranks,
         )
         return _run(job, writers)
 
@@ -183,7 +207,7 @@ def train(
 def _run(job: Job, writers: Sequence[LogWriter]) -> TrainResult:
     """Train from the newest checkpoint, or from the start, to the end."""
     progress = Progress()
-    state = job.folder.newest()
+    state = job.folder.newest_for(job.ranks)
     if state is not None:
         progress = Progress(**state["progress"])
         job = job if progress.part == 1 else job.second(progress.before)
@@ -191,7 +215,7 @@ def _run(job: Job, writers: Sequence[LogWriter]) -> TrainResult:
         job.trainer.load_state_dict(state["trainer"])
         job.say(f"continuing from step {job.step:,} of {job.total:,}")
         if progress.best_step is not None:
-            job.folder.publish(progress.best_step, card(job, progress))
+            _publish(job, progress)
     with logbook(job, progress, writers) as book:
         if state is None and job.carried:
             _measure_start(job, progress, book)
@@ -206,6 +230,12 @@ def _run(job: Job, writers: Sequence[LogWriter]) -> TrainResult:
 def _finish(job: Job, progress: Progress, book: Logbook) -> TrainResult:
     """Publish the best captioner with all that is known now, and note that the run is done."""
     assert progress.best_step is not None
+    values = job.ranks.first_does(lambda: _end(job, progress, book))
+    return TrainResult(job.folder.path, **values)
+
+
+def _end(job: Job, progress: Progress, book: Logbook) -> dict[str, Any]:
+    assert progress.best_step is not None
     speed = measured_speed(job)
     job.folder.publish(progress.best_step, card(job, progress, environment(job.captioner.device), speed))
     stopped = job.step < job.total
@@ -219,7 +249,7 @@ def _finish(job: Job, progress: Progress, book: Logbook) -> TrainResult:
         f"done after {job.step:,} steps{early}; {job.folder.path} is the captioner of step "
         f"{progress.best_step:,}, validation {CHOSEN_BY} {progress.best_score:.3f}"
     )
-    return result
+    return values
 
 
 def _second(job: Job, progress: Progress, book: Logbook) -> Job:
@@ -228,6 +258,7 @@ def _second(job: Job, progress: Progress, book: Logbook) -> Job:
     A function of what the checkpoints hold, so that a run that is killed here comes here again.
     """
     assert progress.best_step is not None
+    job.ranks.meet()  # the first process may still be writing it
     best = job.folder.state(progress.best_step)
     average = best["trainer"].get("average", {}).get("average", {})
     job.captioner.load_state_dict({**best["model"], **average}, strict=False)
@@ -248,14 +279,14 @@ def _measure_start(job: Job, progress: Progress, book: Logbook) -> None:
     progress.start = dict(progress.best_manner)
     book.start(found)
     _save(job, progress, 0)
-    job.folder.publish(0, card(job, progress))
+    _publish(job, progress)
     book.write("running")
 
 
 def _loop(job: Job, progress: Progress, book: Logbook) -> None:
     clock = time.perf_counter()
     told = job.trainer.skipped, job.trainer.photos_at_once
-    with closing(job.trainer.steps(job.train)) as steps:
+    with closing(job.trainer.steps(_own(job))) as steps:
         for each in steps:
             report = replace(each, step=job.step)
             book.step(report)
@@ -267,7 +298,7 @@ def _loop(job: Job, progress: Progress, book: Logbook) -> None:
                 progress.seconds, clock = progress.seconds + now - clock, now
                 _save(job, progress, report.step)
             if better:
-                job.folder.publish(report.step, card(job, progress))
+                _publish(job, progress)
             if evaluated:
                 book.write("running")
             if job.done(progress):
@@ -302,7 +333,22 @@ def _assess(job: Job, progress: Progress, report: StepReport, book: Logbook) -> 
     return better
 
 
+def _publish(job: Job, progress: Progress) -> None:
+    """Make the folder the best captioner so far."""
+    if job.ranks.first:
+        assert progress.best_step is not None
+        job.folder.publish(progress.best_step, card(job, progress))
+
+
+def _own(job: Job) -> BatchSource:
+    """What this process computes of each batch."""
+    return job.train if job.ranks.count == 1 else Shard(job.train, job.ranks.rank, job.ranks.count)
+
+
 def _save(job: Job, progress: Progress, step: int) -> None:
+    check_equal(job.ranks, job.captioner)
+    if not job.ranks.first:
+        return
     later = {f"encoder.{name}" for name in job.trained}  # trained from another epoch on, or in the second part
     frozen = {name for name, p in job.captioner.named_parameters() if not p.requires_grad} - later
     # Copies, as the captioner holds other values for a while: its file gets the average, training.pt the weights.
@@ -323,8 +369,12 @@ def _check_start(init: Init, output: str | os.PathLike[str]) -> None:
 
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return usable_device("device", device)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return usable_device("device", local_device("device", device))
+
+
+def _say_nothing(text: str) -> None:
+    """What the processes other than the first say."""
 
 
 @contextmanager

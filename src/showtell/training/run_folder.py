@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 
 from .. import journal, storage
 from ..errors import RunError, ShowtellError
+from ..ranks import Ranks
 
 __all__ = ["RunFolder"]
 
@@ -29,6 +31,7 @@ _OWN = (*_OWN_FILES, "checkpoints", "features", *_LOGS, *_CAPTIONER_FILES)
 _STEP = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"\.(old-\d{8,}|step-\d{8,}\.showtell-new)")  # half deleted, half written
 _KEEP = 2
+_TRIES = 20
 _FORMAT = "showtell.run"
 
 
@@ -40,6 +43,8 @@ class RunFolder:
 
     A checkpoint is a saved captioner with a `training.pt` that holds everything else needed to continue to the bit.
     Everything is written beside and renamed, so a run that is killed at any moment leaves whole files only.
+
+    Of several processes only the first writes; the others `follow` it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -98,6 +103,23 @@ class RunFolder:
         self._write_run()
         return None
 
+    def follow(self, token: str, ranks: Ranks) -> None:
+        """Read what the first process has opened; raises RunError when another one doesn't see the same folder."""
+        ranks.every(lambda: None if ranks.first else self._look_for(token))
+
+    def _look_for(self, token: str) -> None:
+        for left in reversed(range(_TRIES)):  # a folder on a network may take a moment
+            run = self._read()
+            if run is not None and run.get("token") == token:
+                self._run = run
+                return
+            if left:
+                time.sleep(0.1)
+        raise RunError(
+            f"this process doesn't see in {self.path} what the first one has written there; all processes of a run "
+            "need the same output folder, on storage that all machines share"
+        )
+
     @property
     def settings(self) -> dict[str, Any]:
         """What was noted down when the run began."""
@@ -143,6 +165,18 @@ class RunFolder:
             if best is None or self._at(best).exists():
                 return state
         return None
+
+    def newest_for(self, ranks: Ranks) -> dict[str, Any] | None:
+        """The same, to be called by all processes: the first looks, the others read what it found."""
+        found: dict[str, Any] | None = None
+
+        def look() -> int | None:
+            nonlocal found
+            found = self.newest()
+            return None if found is None else int(found["progress"]["before"] + found["trainer"]["step"])
+
+        step = ranks.first_does(look)
+        return found if ranks.first or step is None else self.state(step)
 
     def state(self, step: int) -> dict[str, Any]:
         """What the checkpoint of a step holds to continue from; raises RunError when it is damaged."""

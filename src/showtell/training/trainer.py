@@ -7,9 +7,8 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,56 +17,14 @@ from ..checks import flag, number, whole
 from ..data import prefetched
 from ..errors import ArgumentError, RunError
 from ..protocols import move
+from ..ranks import ALONE, Ranks
 from .average import WeightAverage
 from .objectives import Objective, at_step
 from .precision import Precision
-from .room import Room, norm_statistics, out_of_memory, put_back
+from .reports import BatchSource, Pulled, StepReport, Sums, added
+from .room import Room, agree, norm_statistics, out_of_memory, put_back
 
 __all__ = ["BatchSource", "StepReport", "Trainer"]
-
-
-class BatchSource(Protocol):
-    """Micro-batches by number, endless: a pure function of the number, so that training can continue anywhere."""
-
-    def batch(self, number: int, /) -> Any:
-        """The micro-batch of that number, from 0."""
-        ...
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one optimizer step did.
-
-    step: how many steps are done, from 1. loss: the sum of factor * term. terms: each term, divided by its total
-    weight. grad_norm: before clipping. learning_rate: of the first parameter group. tokens: real words seen.
-    seconds: of the whole step; data_share: the part of them, 0..1, spent waiting for data. notes: what the objective
-    only notes, divided alike (the mean reward, say). skipped: steps so far that left the weights alone, as their
-    float16 gradients weren't finite. photos_at_once: how many photos are computed at a time since memory ran out; None:
-    whole micro-batches.
-    """
-
-    step: int
-    loss: float
-    terms: Mapping[str, float]
-    grad_norm: float
-    learning_rate: float
-    tokens: int
-    seconds: float
-    data_share: float
-    notes: Mapping[str, float] = field(default_factory=dict)
-    skipped: int = 0
-    photos_at_once: int | None = None
-
-
-class _Sums(NamedTuple):
-    """A step's terms and notes, each divided by its total weight."""
-
-    terms: dict[str, float]
-    notes: dict[str, float]
-
-    @property
-    def loss(self) -> float:
-        return math.fsum(self.terms.values())
 
 
 class Trainer:
@@ -103,6 +60,9 @@ class Trainer:
     When memory runs out, the step is begun again with half as many photos at a time, and so are all steps after it. It
     is the same step but for dropout's random numbers and batch norms that take their statistics from the batch.
 
+    With `ranks` the processes of a group share each step: every one computes its own photos of each micro-batch
+    (`Shard`) and gradients are added up, so it is the step of a single process, with the same two exceptions.
+
     Args:
         captioner: the model; what is trained is what requires a gradient.
         objective: a loss in terms, `CrossEntropy()` for instance.
@@ -120,6 +80,7 @@ class Trainer:
         compiled: run the model through torch.compile. The captioner and the names of its weights stay as they are.
         photos_at_once: the most photos to compute at a time, where it is known that more don't fit; None: whole
             micro-batches until memory runs out.
+        ranks: the processes that share each step; all must have equal captioners and settings.
 
     Raises:
         ArgumentError: an option makes no sense.
@@ -141,6 +102,7 @@ class Trainer:
         ema_decay: float | None = None,
         compiled: bool = False,
         photos_at_once: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Keep the parts; nothing runs before `steps`."""
         self.captioner = captioner
@@ -162,6 +124,7 @@ class Trainer:
         self._average = None if ema_decay is None else WeightAverage(captioner, self._parameters, ema_decay)
         self._model: Any = torch.compile(captioner) if flag("compiled", compiled) else captioner
         self._room = Room(None if photos_at_once is None else whole("photos_at_once", photos_at_once, 1, 2**31))
+        self._ranks = ranks
         self._freeze()
 
     def steps(self, batches: BatchSource) -> Generator[StepReport, None, None]:
@@ -179,10 +142,8 @@ class Trainer:
         with closing(prefetched(batches, self.step_count * self.accumulate)) as stream:
             while True:
                 started = time.perf_counter()
-                pulled = list(islice(stream, self.accumulate))
-                micro = [batch for batch, _ in pulled]
-                waited = sum(seconds for _, seconds in pulled)
-                sums, norm = self._step(micro)
+                pulled = self._pull(stream)
+                sums, norm = self._step(pulled)
                 seconds = time.perf_counter() - started
                 yield StepReport(
                     step=self.step_count,
@@ -190,9 +151,9 @@ class Trainer:
                     terms=sums.terms,
                     grad_norm=norm,
                     learning_rate=float(self.optimizer.param_groups[0]["lr"]),
-                    tokens=sum(int((batch.weights > 0).sum()) for batch in micro),
+                    tokens=pulled.tokens,
                     seconds=seconds,
-                    data_share=waited / seconds if seconds > 0 else 0.0,
+                    data_share=pulled.waited / seconds if seconds > 0 else 0.0,
                     notes=sums.notes,
                     skipped=self.skipped,
                     photos_at_once=self.photos_at_once,
@@ -215,9 +176,24 @@ class Trainer:
         """
         return nullcontext() if self._average is None else self._average.applied()
 
-    def _step(self, micro: list[Any]) -> tuple[_Sums, float]:
+    def _pull(self, stream: Iterator[tuple[Any, float]]) -> Pulled:
+        """The next step's micro-batches."""
+        micro: list[Any] = []
+
+        def own() -> tuple[float, dict[str, float], int]:
+            pulled = list(islice(stream, self.accumulate))
+            micro.extend(batch for batch, _ in pulled if batch is not None)
+            tokens = sum(int((batch.weights > 0).sum()) for batch in micro)
+            return sum(seconds for _, seconds in pulled), added(map(self.objective.weights, micro)), tokens
+
+        found = self._ranks.every(own)
+        waited = max(seconds for seconds, _, _ in found)
+        totals = added(weights for _, weights, _ in found)
+        self._check_totals(totals)
+        return Pulled(micro, waited, totals, sum(tokens for _, _, tokens in found))
+
+    def _step(self, pulled: Pulled) -> tuple[Sums, float]:
         """One optimizer step over all micro-batches: its terms and notes, the gradient's length before clipping."""
-        totals = self._totals(micro)
         factor = 1.0 if self.schedule is None else self.schedule(self.step_count)
         for group, base in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = base * factor
@@ -225,8 +201,10 @@ class Trainer:
             self._freeze()
         self._set_modes()
         statistics = norm_statistics(module for module, training in self._modes if training)
-        while (sums := self._gradients(micro, totals)) is None:
+        while (sums := self._gradients(pulled)) is None:
             put_back(statistics)
+        if self._ranks.count > 1:
+            agree(self._ranks, statistics, sum(len(batch.tokens) for batch in pulled.micro))
         self._precision.unscale(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self.clip_norm))
         if math.isfinite(norm):
@@ -251,17 +229,38 @@ class Trainer:
             ) from error
         self._precision.passed()
 
-    def _gradients(self, micro: list[Any], totals: dict[str, float]) -> _Sums | None:
-        """Add up the gradients of a step; None when memory ran out and there is less to do at a time."""
+    def _gradients(self, pulled: Pulled) -> Sums | None:
+        """Add up the gradients of a step; None when memory ran out somewhere and there is less to do at a time."""
+
+        def own() -> tuple[Sums | None, int | None, list[bool]]:
+            sums = self._own_gradients(pulled)
+            return sums, self._room.photos, [p.grad is not None for p in self._parameters]
+
+        found = self._ranks.every(own)
+        self._room.photos = min((photos for _, photos, _ in found if photos is not None), default=None)
+        sums = [each for each, _, _ in found if each is not None]
+        if len(sums) < len(found):
+            self.optimizer.zero_grad(set_to_none=True)
+            return None
+        gradients = []
+        for parameter, known in zip(self._parameters, zip(*(flags for _, _, flags in found), strict=True), strict=True):
+            if any(known):  # here or elsewhere; one that is known nowhere stays None, as the optimizer then skips it
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                gradients.append(parameter.grad)
+        self._ranks.add_up(gradients)
+        return Sums(added(each.terms for each in sums), added(each.notes for each in sums))
+
+    def _own_gradients(self, pulled: Pulled) -> Sums | None:
+        """This process's part of the gradients; None when memory ran out."""
         device = self._precision.device
         objective = at_step(self.objective, self.step_count, self.seed)
-        sums = _Sums({}, {})
+        sums = Sums({}, {})
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            with _seeded(device, self.seed, self.step_count):
-                for batch in micro:
+            with _seeded(device, self.seed, self.step_count, self._ranks.rank):
+                for batch in pulled.micro:
                     for part in self._room.parts(batch):
-                        self._add(objective, part, totals, sums)
+                        self._add(objective, part, pulled.totals, sums)
             return sums
         except RuntimeError as error:
             if not out_of_memory(error):
@@ -273,7 +272,7 @@ class Trainer:
             torch.cuda.empty_cache()
         return None
 
-    def _add(self, objective: Objective, batch: Any, totals: dict[str, float], sums: _Sums) -> None:
+    def _add(self, objective: Objective, batch: Any, totals: dict[str, float], sums: Sums) -> None:
         """The gradients, the terms and the notes of one part of a step."""
         with self._precision.autocast():
             terms = objective(self._model, move(batch, self._precision.device))
@@ -288,19 +287,14 @@ class Trainer:
             raise self._not_finite("loss", sums.loss)
         self._precision.backward(torch.stack(learnt).sum())
 
-    def _totals(self, micro: list[Any]) -> dict[str, float]:
-        """Each term's total weight over the step: the one number that more than one process would have to share."""
-        totals: dict[str, float] = {}
-        for batch in micro:
-            for name, weight in self.objective.weights(batch).items():
-                totals[name] = totals.get(name, 0.0) + weight
+    def _check_totals(self, totals: dict[str, float]) -> None:
+        """Each term's total weight over the step is what its sums are divided by."""
         empty = [name for name, total in totals.items() if not total > 0]
         if empty:
             raise RunError(
                 f"step {self.step_count + 1}: the batches hold no word to learn from ({', '.join(empty)} has weight "
                 "0 in all of them); look at the captions of the data"
             )
-        return totals
 
     def _not_finite(self, what: str, value: float) -> RunError:
         self.optimizer.zero_grad(set_to_none=True)
@@ -376,9 +370,10 @@ def _frozen_modules(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _seeded(device: torch.device, seed: int, step: int) -> Iterator[None]:
-    """Random numbers as a function of (seed, step); afterwards the generators stand where they stood."""
-    digest = hashlib.blake2b(f"showtell {seed} {step}".encode(), digest_size=8).digest()
+def _seeded(device: torch.device, seed: int, step: int, rank: int) -> Iterator[None]:
+    """Random numbers as a function of (seed, step, rank); afterwards the generators stand where they stood."""
+    text = f"showtell {seed} {step} {rank}" if rank else f"showtell {seed} {step}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     value = int.from_bytes(digest, "little") >> 1
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):

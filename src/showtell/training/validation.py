@@ -12,6 +12,7 @@ from ..captioner import Captioner
 from ..data import Batches, Record
 from ..evaluation import evaluate, teacher_forced_loss
 from ..metrics.frequencies import DocumentFrequencies
+from ..ranks import ALONE, Ranks
 from .alarms import Manner
 
 __all__ = ["Validation", "validate"]
@@ -42,6 +43,7 @@ def validate(
     search: str,
     weights_dtype: str,
     show: bool | None,
+    ranks: Ranks = ALONE,
 ) -> Validation:
     """Caption the photos of some records and score that, all with the weights that the file would hold.
 
@@ -56,6 +58,7 @@ def validate(
         search: how to look for captions.
         weights_dtype: what the captioner is saved in.
         show: a progress bar; None: where standard error is a terminal.
+        ranks: the processes that share the photos; all get the same.
     """
     with _as_saved(captioner, weights_dtype):
         found = evaluate(
@@ -69,8 +72,10 @@ def validate(
             trunk=batches.trunk,
             frequencies=frequencies,
             show=show,
+            ranks=ranks,
         )
-        loss = teacher_forced_loss(captioner, map(batches.batch, range(batches.per_epoch)))
+        own = ranks.own(range(batches.per_epoch))
+        loss = teacher_forced_loss(captioner, map(batches.batch, own), ranks=ranks)
     captions = tuple(photo.caption for photo in found.photos)
     manner = Manner(found.health.mean_length, found.health.bad_ending_ratio)
     return Validation(dict(found.scores.corpus), str(found.signature), loss, manner, captions)
