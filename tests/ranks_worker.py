@@ -268,7 +268,7 @@ def one_of_several(rank: int, ranks: Ranks, folder: Path) -> dict[str, Any]:
     norm = nn.BatchNorm1d(2).train()
     norm.running_mean = torch.tensor([1.0, 2.0]) + rank
     norm.num_batches_tracked = torch.tensor(3 + rank)
-    agree(ranks, norm_statistics(norm), 3 if rank == 0 else 1)
+    agree(ranks, norm_statistics([norm]), 3 if rank == 0 else 1)
     found["agreed"] = [buffer.tolist() for buffer in norm.buffers()]
     failing = Failing(rank == 1, ValueError("no such thing"))
     found["failed"] = problem(lambda: trained(ranks, "cross-entropy", 1, loss=failing))

@@ -21,6 +21,8 @@ VALIDATION = {
     "val_cider_d": "validation/CIDEr-D",
     "val_bleu4": "validation/BLEU-4",
     "val_teacher_forced_loss": "validation/loss",
+    "val_words": "validation/words",
+    "val_bad_endings": "validation/bad_endings",
 }
 STEPS = {
     "train_loss": "train/loss",
@@ -59,7 +61,7 @@ def expected(folder: Path) -> Counter[tuple[str, int, float]]:
     found: Counter[tuple[str, int, float]] = Counter()
     for row in metrics(folder):
         names = STEPS if row["kind"] == "steps" else EVALUATION | VALIDATION
-        assert set(row) <= {*names, "kind", "step", "best"}
+        assert set(row) <= {*names, "kind", "step", "best", "objective"}
         found.update((names[key], row["step"], value) for key, value in row.items() if key in names)
     return found
 
