@@ -117,7 +117,9 @@ DRAWN: dict[int, Sequence[str]] = {
 }
 
 
-def by_hand(captioner: Captioner, batch: Batch, captions: dict[int, Sequence[str]], reward: Any) -> Tensor:
+def by_hand(
+    captioner: Captioner, batch: Batch, captions: dict[int, Sequence[str]], reward: Any, temperature: float = 1.0
+) -> Tensor:
     """The loss of one batch, by loops over photos, samples and steps."""
     vocabulary = captioner.vocabulary
     total = torch.zeros((), dtype=torch.float64)
@@ -136,6 +138,7 @@ def by_hand(captioner: Captioner, batch: Batch, captions: dict[int, Sequence[str
             said, log_prob = START, torch.zeros((), dtype=torch.float64)
             for word in row:
                 logits, state = captioner.decoder.step(torch.tensor([said]), state, memory)
+                logits = logits / temperature
                 allowed = [v for v in range(len(vocabulary)) if v not in (0, START, UNK)]
                 log_prob = log_prob + logits[0, word] - logits[0, allowed].logsumexp(0)
                 said = word
@@ -155,12 +158,13 @@ def test_the_gradient_is_that_of_plain_loops_over_photos_samples_and_steps(decod
         cast(nn.Module, captioner.encoder).requires_grad_(False)
     batches = make_batches(captioner, dtype=torch.float64)
     batch, reward = batches.batch(0), cider(batches)
-    term = SelfCritical(reward, samples=3, draw=told(captioner, DRAWN))(captioner, batch)["self_critical"]
+    objective = SelfCritical(reward, samples=3, temperature=0.7, draw=told(captioner, DRAWN))
+    term = objective(captioner, batch)["self_critical"]
     assert term.weight == 24
     found = torch.autograd.grad(term.sum / term.weight, [p for p in captioner.parameters() if p.requires_grad])
     captioner.eval()
     expected = torch.autograd.grad(
-        by_hand(captioner, batch, DRAWN, reward), [p for p in captioner.parameters() if p.requires_grad]
+        by_hand(captioner, batch, DRAWN, reward, 0.7), [p for p in captioner.parameters() if p.requires_grad]
     )
     assert max(float(g.abs().max()) for g in expected) > 1e-3
     for a, b in zip(found, expected, strict=True):
@@ -331,6 +335,23 @@ def test_what_is_drawn_follows_seed_step_and_photo_and_not_the_batch() -> None:
     assert drawn([4, 6], 8, 1) != both
     assert drawn([4, 6], 7, 2) != both
     assert all(UNK not in caption for caption in both)
+
+
+def test_a_low_temperature_draws_what_greedy_search_finds() -> None:
+    captioner = tiny_captioner()
+    batches = make_batches(captioner)
+    heard: list[list[list[int]]] = []
+
+    def reward(captions: Any, references: Any) -> list[float]:
+        heard.append(captions)
+        return [0.0] * len(captions)
+
+    for temperature in (0.01, 1.0):
+        objective = SelfCritical(reward, samples=3, baseline="greedy", temperature=temperature, max_length=6)
+        objective(captioner, batches.batch(0))
+    (cold, greedy), (warm, _) = heard[:2], heard[2:]
+    assert cold == [caption for caption in greedy for _ in range(3)]
+    assert warm != cold
 
 
 def test_ten_steps_equal_five_and_a_reload_and_five_to_the_bit() -> None:

@@ -61,5 +61,6 @@ def of_scores(plan: Recipe, captioner: Captioner, train: Batches, photos: int, f
         MixedReward(cider, plan.self_critical_bleu, plan.self_critical_length) if mixed else cider,
         samples=plan.self_critical_samples,
         baseline=cast(Any, plan.self_critical_baseline),
+        temperature=plan.self_critical_temperature,
         max_length=parse_search(plan.search).max_length,
     )

@@ -76,6 +76,7 @@ SECTIONS = {
         "self_critical_samples",
         "self_critical_baseline",
         "self_critical_learning_rate",
+        "self_critical_temperature",
         "self_critical_bleu",
         "self_critical_length",
     ),
@@ -171,6 +172,7 @@ class Recipe:
     self_critical_samples: int
     self_critical_baseline: str
     self_critical_learning_rate: float
+    self_critical_temperature: float
     self_critical_bleu: float
     self_critical_length: float
     evaluate_every_epochs: int
@@ -215,6 +217,7 @@ class Recipe:
             ("doubly_stochastic", 0.0, 1000.0),
             ("sampling", 0.0, 1.0),
             ("self_critical_learning_rate", 0.0, 10.0),
+            ("self_critical_temperature", 0.01, 100.0),
             ("self_critical_bleu", 0.0, 100.0),
             ("self_critical_length", 0.0, 100.0),
         ):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import choice, whole
+from ..checks import choice, number, whole
 from ..errors import ArgumentError, RunError
 from ..generate import begin, generate
 from ..metrics.diversity import BAD_ENDINGS
@@ -70,6 +70,8 @@ class SelfCritical:
         samples: captions a photo, 1..100; at least 2 for the baseline "others".
         baseline: "others", the mean reward of the photo's other captions; "greedy", the reward of the caption that
             greedy search finds.
+        temperature: 0.01..100, of the distribution that is drawn from and learnt: below 1 a sharper one. Label smoothing
+            leaves a model flat: what it draws at 1 is mostly noise, and of noise the short captions win.
         max_length: the most tokens drawn, the end token included, 1..1000.
         draw: gives the captions instead, for tests.
 
@@ -84,6 +86,7 @@ class SelfCritical:
         *,
         samples: int = 5,
         baseline: Literal["others", "greedy"] = "others",
+        temperature: float = 1.0,
         max_length: int = 20,
         draw: Draw | None = None,
     ) -> None:
@@ -95,6 +98,7 @@ class SelfCritical:
         self.baseline = choice("baseline", baseline, ("others", "greedy"))
         if self.baseline == "others" and self.samples < 2:
             raise ArgumentError('samples = 1 has no others to compare with; draw at least 2, or use baseline="greedy"')
+        self.temperature = number("temperature", temperature, 0.01, 100.0)
         self.max_length = whole("max_length", max_length, 1, 1000)
         self.draw = draw
         self._seed = self._step = 0
@@ -138,7 +142,7 @@ class SelfCritical:
             base = self._rewards(first, references, 1).expand(-1, self.samples)
         else:
             base = (rewards.sum(1, keepdim=True) - rewards) / (self.samples - 1)
-        logits = wide(captioner(forced.inputs, drawn.tokens, trunk=forced.trunk).logits)
+        logits = wide(captioner(forced.inputs, drawn.tokens, trunk=forced.trunk).logits) / self.temperature
         never = torch.tensor([words.pad_id, words.start_id, words.unk_id], device=logits.device)
         logits = logits.index_fill(2, never, -torch.inf)
         losses = F.cross_entropy(logits.flatten(0, 1), drawn.targets.flatten(), reduction="none")
@@ -153,7 +157,12 @@ class SelfCritical:
 
     def _sample(self, model: Any, features: Features, photos: Sequence[int]) -> Tensor:
         words = model.vocabulary
-        search = Sample(self.samples, seed=seed_of(self._seed, self._step, "self-critical"), max_length=self.max_length)
+        search = Sample(
+            self.samples,
+            temperature=self.temperature,
+            seed=seed_of(self._seed, self._step, "self-critical"),
+            max_length=self.max_length,
+        )
         begun = begin(
             model.decoder,
             features,
