@@ -70,8 +70,8 @@ class SelfCritical:
         samples: captions a photo, 1..100; at least 2 for the baseline "others".
         baseline: "others", the mean reward of the photo's other captions; "greedy", the reward of the caption that
             greedy search finds.
-        temperature: 0.01..100, of the distribution that is drawn from and learnt: below 1 a sharper one. Label smoothing
-            leaves a model flat: what it draws at 1 is mostly noise, and of noise the short captions win.
+        temperature: 0.01..100, of the distribution that is drawn from and learnt: below 1 a sharper one. A model that
+            learnt with label smoothing is flat: what it draws at 1 is mostly noise, and of noise the short captions win.
         max_length: the most tokens drawn, the end token included, 1..1000.
         draw: gives the captions instead, for tests.
 
