@@ -71,7 +71,7 @@ class SelfCritical:
         baseline: "others", the mean reward of the photo's other captions; "greedy", the reward of the caption that
             greedy search finds.
         temperature: 0.01..100, of the distribution that is drawn from and learnt: below 1 a sharper one. A model that
-            learnt with label smoothing is flat: what it draws at 1 is mostly noise, and of noise the short captions win.
+            learnt with label smoothing is flat: what it draws at 1 is mostly noise, of which short captions win.
         max_length: the most tokens drawn, the end token included, 1..1000.
         draw: gives the captions instead, for tests.
 
