@@ -106,7 +106,7 @@ BASE = {"epochs": 5, "min_steps": 10, "photos": 3}
 CHANGED = {"train_encoder": True, "encoder_learning_rate": 1e-3, "encoder_start_epoch": 1, "flip": 0.5, "contrast": 0.3}
 PLANS: dict[str, dict[str, Any]] = {
     "words": {**BASE, **CHANGED},
-    "scores": {**BASE, "objective": "self-critical", "self_critical_samples": 3, "self_critical_dropout": True},
+    "scores": {**BASE, "objective": "self-critical", "self_critical_samples": 3},
     "both": {**BASE, **CHANGED, "epochs": 2, "min_steps": 4, "self_critical_epochs": 3, "self_critical_samples": 3},
     "sampling": {**BASE, "objective": "scheduled-sampling", "sampling": 0.5},
 }
