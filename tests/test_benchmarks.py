@@ -57,6 +57,7 @@ def test_an_epoch_at_cocos_size_has_a_hundred_steps(rehearsal: Any, train: int, 
     assert rehearsal.plan(train) == expected
 
 
+@pytest.mark.slow
 def test_training_is_measured(tmp_path: Path) -> None:
     tiny = ["--quick", "--encoder", "torchvision:resnet18", "--size", "32", "--count", "3", "--words", "200"]
     found = measured("training.py", *tiny, out=tmp_path / "out.json")
