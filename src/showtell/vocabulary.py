@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from tokenizers import Tokenizer, models, trainers
 
@@ -37,7 +37,25 @@ __all__ = ["UnknownReport", "Vocabulary"]
 MAX_JSON = 64 * 2**20
 MAX_TEXT = 100_000
 _BPE_SIZE = 8_000
-_SHORT = 64
+_SHORT, _KEPT = 64, 1 << 16
+
+_Made = TypeVar("_Made")
+
+
+class _Memo(dict[str, _Made]):
+    """What has been made of a key, made once; of long keys again each time, so that memory has a bound."""
+
+    def __init__(self, make: Callable[[str], _Made]) -> None:
+        """Keep the function."""
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: str) -> _Made:
+        """Make it, and keep it if there is room."""
+        made = self._make(key)
+        if len(key) <= _SHORT and len(self) < _KEPT:
+            self[key] = made
+        return made
 
 
 @dataclass(frozen=True)
@@ -88,9 +106,9 @@ class Vocabulary:
         self._ids = {word: number for number, word in enumerate(self.words)}
         self._tokenizer = _open(self._json)
         self._pieces = lru_cache(maxsize=4096)(self.split)
-        # Captions have the same few chunks again and again; long ones aren't kept, so that memory has a bound.
-        self._short_cut = lru_cache(maxsize=1 << 16)(self._cut)
-        self._short_look = lru_cache(maxsize=1 << 16)(self._look)
+        # Captions have the same few chunks again and again.
+        self._cuts = _Memo(self._cut)
+        self._looks = _Memo(self._look)
 
     @classmethod
     def build(
@@ -216,8 +234,7 @@ class Vocabulary:
         chunks = self._chunks(_text("a caption", text))
         if self.kind == "bpe":
             return chunks
-        short, any_length = self._short_cut, self._cut
-        return [word for each in chunks for word in (short(each) if len(each) <= _SHORT else any_length(each))]
+        return list(chain.from_iterable(map(self._cuts.__getitem__, chunks)))
 
     def _chunks(self, text: str) -> list[str]:
         """What stands between the spaces of a text, normalised; no word reaches beyond a space."""
@@ -240,9 +257,7 @@ class Vocabulary:
         if self.kind == "bpe":
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
             return ids
-        short, any_length = self._short_look, self._look
-        chunks = self._chunks(text)
-        return [word for each in chunks for word in (short(each) if len(each) <= _SHORT else any_length(each))]
+        return list(chain.from_iterable(map(self._looks.__getitem__, self._chunks(text))))
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """The ids of many texts, in their order."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..checks import flag, whole
 from ..errors import ArgumentError, DataError
+from ..garbage import uncollected
 from ..protocols import Features, slice_features
 from .augment import Augmented, refused
 from .records import Record, listed
@@ -155,6 +156,7 @@ class Batches:
         self._order = np.lexsort((keys, np.repeat(np.arange(len(records)), self._counts)))
         self._plan: tuple[int, list[_Ints], _Ints] | None = None
 
+    @uncollected()
     def _encode(self, records: Sequence[Record], vocabulary: _Words) -> None:
         """All captions as one array of ids: `_begins` says where each begins, `_firsts` which is a photo's first."""
         parts: list[NDArray[np.int32]] = []
@@ -177,6 +179,7 @@ class Batches:
         self._begins = np.cumsum(self._lengths) - self._lengths
         self._firsts = np.cumsum(self._counts) - self._counts
 
+    @uncollected()
     def references(self, positions: Iterable[int]) -> References:
         """All captions of some photos, uncut: what a reward compares with.
 

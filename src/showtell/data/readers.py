@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ArgumentError, DataError, NotFoundError
+from ..garbage import uncollected
 from .formats import TOKEN_LINE, caption_pairs, read_json_captions, read_plain_folder, read_tokens
 from .gather import Photos, Rows, assemble, folders_below, split_named
 from .records import Dataset
@@ -23,6 +24,7 @@ _LAYOUT = """showtell reads, for example, a folder of photos with a file caption
 or photo1.txt beside photo1.jpg, one caption a line; TSV, JSONL, Karpathy, COCO and Flickr8k files too"""
 
 
+@uncollected()
 def read_dataset(
     path: str | os.PathLike[str],
     *,
