@@ -12,7 +12,6 @@ than 0.003.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 import time
@@ -23,7 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from measure import machine
+from measure import machine, publish
 
 from showtell import Caption, Captioner, __version__, read_dataset, score_captions
 from showtell.decoders import parts
@@ -152,10 +151,7 @@ def main() -> int:
         print(f"  half precision: {cost}", file=sys.stderr)
         every += [way for ways in found.values() for way in ways.values()] + list(cost.values())
     result["passed"] = all(each["passed"] for each in every)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    publish(result, options.json, 1)
     return 0 if result["passed"] else 1
 
 

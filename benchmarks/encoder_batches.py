@@ -6,7 +6,6 @@ python benchmarks/encoder_batches.py [--threads 1 2] [--json out.json]
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -14,6 +13,7 @@ import time
 from pathlib import Path
 
 import torch
+from measure import publish
 
 from showtell.encoders.base import BackboneEncoder
 from showtell.encoders.efficientnet_lite import EfficientNetLite
@@ -48,10 +48,7 @@ def main() -> None:
             result[f"{name}, {threads} threads"] = milliseconds(encoder, images, options.rounds)
     result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
     result["versions"] = {"torch": torch.__version__, "python": platform.python_version()}
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    publish(result, options.json)
 
 
 if __name__ == "__main__":

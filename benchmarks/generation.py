@@ -9,7 +9,6 @@ Everything is measured in one run, and what is compared takes turns. Weights are
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -28,6 +27,7 @@ from measure import (
     median,
     operations,
     peak_memory,
+    publish,
     ratio,
     seconds,
     size_of,
@@ -407,10 +407,7 @@ def main() -> None:
         )
     result["versions"] = versions
     result["took_s"] = round(time.perf_counter() - STARTED)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    publish(result, options.json)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python benchmarks/latency.py [PHOTO ...] [--threads 2] [--json out.json]
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from measure import publish
 
 from showtell import Captioner, __version__
 
@@ -65,10 +65,7 @@ def main() -> None:
         ).stdout.strip(),
         "versions": {"showtell": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    publish(result, options.json)
 
 
 if __name__ == "__main__":

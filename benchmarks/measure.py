@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import platform
 import statistics
@@ -149,3 +150,11 @@ def machine(device: torch.device) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "commit": asked.stdout.strip(),
     }
+
+
+def publish(result: dict[str, Any], file: Path | None, indent: int = 2) -> None:
+    """Print a result as JSON, and write it to a file if one is named."""
+    text = json.dumps(result, indent=indent)
+    print(text)
+    if file:
+        file.write_text(text + "\n", encoding="utf-8")

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import publish
 
 from showtell import __version__
 from showtell.metrics import CiderD, DocumentFrequencies, score_captions
@@ -396,10 +397,7 @@ def main() -> None:
                 "java": subprocess.run(["java", "-version"], capture_output=True, text=True).stderr.splitlines()[0],
             },
         }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    publish(result, options.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Each piece and what stood in its place take turns, on a CPU, with random weights
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from measure import in_turn, machine, median, ratio
+from measure import in_turn, machine, median, publish, ratio
 from systems import BEAM_3, END, NO_END, START, VOCABULARY
 from torch import nn
 
@@ -99,10 +98,7 @@ def main() -> None:
         "the 6 best of 10,000 words": {f"{rows} rows": best_words(rows, options.rounds) for rows in (3, 96, 320)},
         "one step of an LSTM of 512": {f"{rows} rows": cell(rows, options.rounds) for rows in (5, 96, 320)},
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    publish(result, options.json)
 
 
 if __name__ == "__main__":

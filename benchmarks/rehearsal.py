@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import machine
+from measure import machine, publish
 from PIL import Image
 
 from showtell import Batches, Captioner, FeatureCache, Record, Vocabulary, __version__, read_dataset
@@ -333,10 +333,7 @@ def main() -> None:
         "versions": {"showtell": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "took_s": round(time.perf_counter() - STARTED),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    publish(result, options.json)
 
 
 if __name__ == "__main__":

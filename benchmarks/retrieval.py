@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import platform
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import publish
 from torch import Tensor
 
 from showtell import Captioner, __version__, read_dataset
@@ -77,9 +77,7 @@ def main() -> None:
         "mean_tokens": round(lengths.double().mean().item(), 1),
         "recall_percent": {kind: recalls(ranking, owner) for kind, ranking in rankings.items()},
     }
-    print(json.dumps(result, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    publish(result, options.json)
 
 
 if __name__ == "__main__":

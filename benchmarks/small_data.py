@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import publish
 
 from showtell import Captioner, Evaluation, __version__, evaluate, read_dataset
 
@@ -70,10 +70,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {"showtell": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    publish(result, options.json)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import platform
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import in_turn, machine, median, ratio, seconds
+from measure import in_turn, machine, median, publish, ratio, seconds
 from PIL import Image
 from rehearsal import sentences, words
 from torch import nn
@@ -348,10 +347,7 @@ def main() -> None:
     if "c" in options.only:
         result["c: default recipe"] = default_recipe(vocabulary, 64 if options.quick else 6000, options)
     result["took_s"] = round(time.perf_counter() - STARTED)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n", encoding="utf-8")
+    publish(result, options.json)
 
 
 if __name__ == "__main__":
