@@ -8,16 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from tokenizers import Tokenizer, models, trainers
 
 from .checks import choice, flag, whole
 from .errors import ArgumentError, FormatError
+from .memo import Memo
 from .strict_json import parse_object
 from .tokenizer_json import (
     BYTES,
@@ -37,25 +38,6 @@ __all__ = ["UnknownReport", "Vocabulary"]
 MAX_JSON = 64 * 2**20
 MAX_TEXT = 100_000
 _BPE_SIZE = 8_000
-_SHORT, _KEPT = 64, 1 << 16
-
-_Made = TypeVar("_Made")
-
-
-class _Memo(dict[str, _Made]):
-    """What has been made of a key, made once; of long keys again each time, so that memory has a bound."""
-
-    def __init__(self, make: Callable[[str], _Made]) -> None:
-        """Keep the function."""
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, key: str) -> _Made:
-        """Make it, and keep it if there is room."""
-        made = self._make(key)
-        if len(key) <= _SHORT and len(self) < _KEPT:
-            self[key] = made
-        return made
 
 
 @dataclass(frozen=True)
@@ -107,8 +89,8 @@ class Vocabulary:
         self._tokenizer = _open(self._json)
         self._pieces = lru_cache(maxsize=4096)(self.split)
         # Captions have the same few chunks again and again.
-        self._cuts = _Memo(self._cut)
-        self._looks = _Memo(self._look)
+        self._cuts = Memo(self._cut)
+        self._looks = Memo(self._look)
 
     @classmethod
     def build(
@@ -379,7 +361,10 @@ def _texts(what: str, texts: Iterable[str]) -> list[str]:
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         one = "one text: " if isinstance(texts, str) else ""
         raise ArgumentError(f"{what} must be a list of texts, not {one}{texts!r:.100}")
-    return [_text(f"{what}[{number}]", text) for number, text in enumerate(texts)]
+    return [
+        text if isinstance(text, str) and text.isascii() and len(text) <= MAX_TEXT else _text(f"{what}[{number}]", text)
+        for number, text in enumerate(texts)
+    ]
 
 
 def _ranked(counts: dict[str, int]) -> list[tuple[str, int]]:
