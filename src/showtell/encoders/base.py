@@ -42,7 +42,7 @@ class BackboneEncoder(nn.Module, ABC):
         grid: whether to return the cells of the map too, with their boxes.
         grid_size: average the map to so many rows and columns (adaptive pooling); None leaves it as it is.
         head: {"dim": 256, "batch_norm": False, "relu": False, "dropout": 0.0} or None. It is applied to the pooled
-            features and to the grid; batch norm can't go with a grid.
+            features and to the grid.
         trainable: False, True, or a list of the backbone's modules and parameters by name ("layer4"); what isn't
             trainable stays in eval mode.
         fixed_size: the backbone takes no other size than image_spec's.
@@ -83,11 +83,6 @@ class BackboneEncoder(nn.Module, ABC):
         self.register_buffer("mean", torch.tensor(self._mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self._std).view(3, 1, 1), persistent=False)
         self._head = check_head(head)
-        if grid and self._head is not None and self._head["batch_norm"]:
-            raise ArgumentError(
-                "head batch_norm and grid=True don't go together: its statistics would mix pooled features with grid "
-                "cells; choose one"
-            )
         self.projection = None if self._head is None else Head(trunk_dim, **self._head)
         self.feature_dim: int = trunk_dim if self._head is None else self._head["dim"]
         self._freeze(trainable)
@@ -168,8 +163,8 @@ class BackboneEncoder(nn.Module, ABC):
         if self.projection is None:
             return features
         dtype = self.projection.linear.weight.dtype
-        pooled = self.projection(features.pooled.to(dtype))
-        return features._replace(pooled=pooled, grid=None if grid is None else self.projection(grid.to(dtype)))
+        pooled, grid = self.projection(features.pooled.to(dtype), None if grid is None else grid.to(dtype))
+        return features._replace(pooled=pooled, grid=grid)
 
     @property
     def trunk_frozen(self) -> bool:

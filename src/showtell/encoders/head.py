@@ -42,11 +42,13 @@ class Head(nn.Module):
     """Linear, then as asked for BatchNorm1d, ReLU and Dropout: the projection of the classic captioners.
 
     Example:
-        >>> Head(512, dim=256, relu=True)(torch.zeros(2, 512)).shape
-        torch.Size([2, 256])
+        >>> head = Head(512, dim=256, batch_norm=True)
+        >>> head(torch.zeros(2, 512))[0].shape, head(torch.zeros(2, 512), torch.zeros(2, 49, 512))[1].shape
+        (torch.Size([2, 256]), torch.Size([2, 49, 256]))
 
-    (N, in_dim) -> (N, dim), or (N, L, in_dim) -> (N, L, dim) without batch norm. A single photo has no statistics of
-    its own, so in training too it is normalised by the running ones.
+    Pooled (N, in_dim) -> (N, dim); with a grid (N, L, in_dim) that too -> (N, L, dim). The batch norm takes its
+    statistics from the cells where there is a grid, and normalises the pooled features by the same. A single photo
+    has no statistics of its own, so in training too it is normalised by the running ones.
     """
 
     def __init__(
@@ -58,15 +60,34 @@ class Head(nn.Module):
         self.norm = nn.BatchNorm1d(dim) if batch_norm else None
         self.relu, self.dropout = relu, dropout
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, pooled: Tensor, grid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Project."""
-        x = self.linear(x)
+        pooled, grid = self.linear(pooled), None if grid is None else self.linear(grid)
         if self.norm is not None:
-            x = self.norm(x) if len(x) > 1 else self._by_running_statistics(self.norm, x)
+            pooled, grid = self._normalised(self.norm, pooled, grid)
+        return self._ended(pooled), None if grid is None else self._ended(grid)
+
+    @staticmethod
+    def _normalised(norm: nn.BatchNorm1d, pooled: Tensor, grid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        by_itself = norm.training and len(pooled) > 1
+        if by_itself and grid is None:
+            return norm(pooled), None
+        if by_itself and grid is not None:
+            cells = grid.flatten(0, 1)
+            variance, mean = torch.var_mean(cells.float(), 0, correction=0)
+            pooled = (pooled - mean) * (variance + norm.eps).rsqrt() * norm.weight + norm.bias
+            return pooled, norm(cells).view_as(grid)
+
+        def running(x: Tensor) -> Tensor:
+            flat = x.flatten(0, -2)
+            flat = nn.functional.batch_norm(
+                flat, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+            )
+            return flat.view_as(x)
+
+        return running(pooled), None if grid is None else running(grid)
+
+    def _ended(self, x: Tensor) -> Tensor:
         if self.relu:
             x = torch.relu(x)
         return nn.functional.dropout(x, self.dropout, self.training) if self.dropout else x
-
-    @staticmethod
-    def _by_running_statistics(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-        return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
