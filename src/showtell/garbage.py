@@ -15,8 +15,12 @@ def uncollected() -> Iterator[None]:
 
     Example:
         >>> with uncollected():
+        ...     with uncollected():
+        ...         pass
         ...     gc.isenabled()
         False
+        >>> gc.isenabled()
+        True
 
     Where it was off already it stays off. What has no cycles is freed as ever.
     """

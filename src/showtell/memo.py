@@ -17,8 +17,8 @@ class Memo(dict[str, _Made]):
 
     Example:
         >>> sizes = Memo(len)
-        >>> sizes["dog"], dict(sizes)
-        (3, {'dog': 3})
+        >>> sizes["dog"], sizes["dog" * 50], dict(sizes)
+        (3, 150, {'dog': 3})
     """
 
     def __init__(self, make: Callable[[str], _Made]) -> None:
