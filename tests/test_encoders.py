@@ -240,7 +240,6 @@ def test_a_partly_trainable_trunk_trains_the_named_parts_only() -> None:
         ({"head": {}}, "dim is needed"), ({"head": {"dim": 0}}, "head dim"), ({"head": {"dim": 10**9}}, "head dim"),
         ({"head": {"dim": 3, "drop": 0.1}}, "batch_norm"), ({"head": {"dim": 3, "dropout": 1.0}}, "dropout"),
         ({"head": {"dim": 3, "relu": "yes"}}, "relu"), ({"head": 256}, "dim is needed"),
-        ({"grid": True, "head": {"dim": 3, "batch_norm": True}}, "batch_norm and grid"),
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
@@ -296,11 +295,11 @@ def test_the_head_goes_linear_norm_relu_dropout() -> None:
     x = torch.randn(64, 6)
     y = x @ head.linear.weight.T + head.linear.bias
     normed = ((y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt()).clamp(min=0)
-    got = head.train()(x)
+    got = head.train()(x)[0]
     kept = got != 0
     torch.testing.assert_close(got[kept], 2 * normed[kept], atol=1e-4, rtol=1e-4)
     assert 0.3 < kept.sum() / (normed > 0).sum() < 0.7
-    assert torch.equal(head.eval()(x), head(x))
+    assert torch.equal(head.eval()(x)[0], head(x)[0])
     assert check_head({"dim": 4}) == {"dim": 4, "batch_norm": False, "relu": False, "dropout": 0.0}
 
 
@@ -314,9 +313,36 @@ def test_a_single_photo_is_normalised_by_the_running_statistics_in_training() ->
     assert var is not None
     before, x = mean.clone(), torch.randn(1, 5)
     expected = torch.relu((head.linear(x) - mean) / (var + 1e-5).sqrt())
-    torch.testing.assert_close(head(x), expected)
+    torch.testing.assert_close(head(x)[0], expected)
     assert torch.equal(mean, before)
-    torch.testing.assert_close(head.eval()(x), expected)
+    torch.testing.assert_close(head.eval()(x)[0], expected)
+
+
+def test_a_grid_is_normalised_by_its_cells_and_the_pooled_features_with_them() -> None:
+    torch.manual_seed(0)
+    head = Head(6, dim=4, batch_norm=True).double().train()
+    grid = torch.randn(8, 5, 6, dtype=torch.float64, requires_grad=True)
+    pooled = grid.mean(1)
+    y = grid @ head.linear.weight.T + head.linear.bias
+    mean, var = y.mean((0, 1)), y.var((0, 1), unbiased=False)
+    normed = (y - mean) / (var + 1e-5).sqrt()
+    got, cells = head(pooled, grid)
+    assert cells is not None
+    torch.testing.assert_close(cells, normed)
+    torch.testing.assert_close(got, normed.mean(1))  # the norm is affine, and the pooled features the mean cell
+    weights = torch.randn(8, 4, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad((x * weights).sum(), grid, retain_graph=True)[0] for x in (got, normed.mean(1)))
+    torch.testing.assert_close(ours, theirs)
+
+    assert head.norm is not None
+    assert head.norm.running_mean is not None
+    assert head.norm.running_var is not None
+    torch.testing.assert_close(head.norm.running_mean, 0.1 * mean)
+    want = (y - head.norm.running_mean) / (head.norm.running_var + 1e-5).sqrt()
+    for mode, some in ((False, slice(0, 8)), (True, slice(0, 1))):  # a single photo has no statistics of its own
+        got, cells = head.train(mode)(pooled[some], grid[some])
+        torch.testing.assert_close(cells, want[some])
+        torch.testing.assert_close(got, want[some].mean(1))
 
 
 def test_random_weights_give_features_of_an_ordinary_size_whatever_the_depth() -> None:

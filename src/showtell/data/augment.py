@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 from unicodedata import category, normalize
 
 import numpy as np
@@ -21,7 +24,7 @@ from ..errors import ArgumentError
 from ..image_spec import ImageSpec
 from .records import Record
 
-__all__ = ["Augmentation", "Augmented", "refused"]
+__all__ = ["Augmentation", "Augmented", "View", "refused"]
 
 _Floats = NDArray[np.float32]
 _RED, _GREEN, _BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
@@ -139,6 +142,10 @@ class Augmented:
             list(pool.map(change, range(len(images))))
         return out
 
+    def view(self, number: int) -> View:
+        """The photos as they look in epoch `number`, for a feature cache."""
+        return View(self, number)
+
     def _changed(self, image: Tensor, position: int, epoch: int) -> Tensor:
         """One photo (3, H, W)."""
         plan = self.augmentation
@@ -176,13 +183,36 @@ class Augmented:
         return sized[0].clamp(0, 1)
 
 
+class View(NamedTuple):
+    """One look of all photos, always the same: what `Augmented` makes of them in one epoch."""
+
+    augmented: Augmented
+    epoch: int
+
+    @property
+    def spec(self) -> ImageSpec:
+        """How to load the photos."""
+        return self.augmented.spec
+
+    def key(self) -> str:
+        """SHA-256 of all that decides how the photos look."""
+        made = self.augmented
+        facts = [asdict(made.augmentation), made.seed, self.epoch, made._size, made._mode, made._may_flip]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def __call__(self, images: Tensor, positions: Sequence[int]) -> Tensor:
+        """Images (N, 3, H, W), as `spec` loads them -> (N, 3, height, width) of the encoder."""
+        return self.augmented(images, positions, epoch=self.epoch)
+
+
 def refused(augmentation: Augmentation) -> ArgumentError:
     """The error that says, by name, what can't go together with features from a cache."""
     on = ", ".join(f"{name} = {getattr(augmentation, name):g}" for name in augmentation.names())
     return ArgumentError(
         f"augmentation ({on}) changes photos, but the encoder's trunk is frozen and its features come from a cache, "
-        "where no photo is looked at again; train the encoder too (train_encoder = true or its last parts), or "
-        "turn it off: " + ", ".join(f"{name} = {_OFF[name]:g}" for name in augmentation.names())
+        "where no photo is looked at again; set how many views of each photo are kept there (views = 4), train the "
+        "encoder too (train_encoder = true or its last parts), or turn it off: "
+        + ", ".join(f"{name} = {_OFF[name]:g}" for name in augmentation.names())
     )
 
 

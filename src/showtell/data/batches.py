@@ -19,6 +19,7 @@ from ..errors import ArgumentError, DataError
 from ..garbage import uncollected
 from ..protocols import Features, slice_features
 from .augment import Augmented, refused
+from .inputs import CachedViews
 from .records import Record, listed
 
 __all__ = ["Batch", "Batches", "Shard", "prefetched"]
@@ -108,7 +109,8 @@ class Batches:
     Args:
         records: the photos and captions to learn from.
         vocabulary: gives `encode_batch` and the ids of the special tokens.
-        inputs: positions in `records` -> Features or images of these photos: `CachedInputs`, `ImageInputs`.
+        inputs: positions in `records` -> Features or images of these photos: `CachedInputs`, `ImageInputs`; or
+            `CachedViews`.
         photos: photos a batch, 1..65536.
         captions: caption slots a photo, 1..1000.
         max_length: tokens a caption, the end token included, 2..10000.
@@ -278,7 +280,8 @@ class Batches:
             tokens[row, 1:end] = targets[row, : end - 1]
         weights = np.arange(width) < steps[:, None]
         photos = tuple(positions.tolist())
-        inputs = self.inputs(list(photos))
+        source = self.inputs.of(epoch) if isinstance(self.inputs, CachedViews) else self.inputs
+        inputs = source(list(photos))
         if self._augment is not None:
             if not isinstance(inputs, Tensor):
                 raise refused(self._augment.augmentation)

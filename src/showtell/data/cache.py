@@ -34,6 +34,7 @@ from ..progress import bar
 from ..protocols import Encoder, Features
 from ..ranks import ALONE, Ranks
 from ..storage import write_file
+from .augment import View
 from .inputs import load_records
 from .records import Record, listed, photo_bytes
 from .trunk import Trunk
@@ -109,6 +110,7 @@ class FeatureCache:
         show: bool | None = None,
         say: Callable[[str], None] = print,
         ranks: Ranks = ALONE,
+        view: View | None = None,
     ) -> FeatureCache:
         """Open the features of these records, computing those that are missing.
 
@@ -128,6 +130,7 @@ class FeatureCache:
             say: told how large the features are before they are written, and what is thrown away.
             ranks: the processes that share the work; all must see the same folder. The files are those of a single one,
                 and what was begun with some number of processes goes on with any other.
+            view: what to change in the photos first: `Augmented(...).view(0)` for these very records.
 
         Raises:
             ArgumentError: a parameter of the trunk is trainable.
@@ -139,7 +142,7 @@ class FeatureCache:
         if not records:
             raise DataError("no photos to encode; pass at least one record")
         trunk = Trunk(encoder, device)
-        work = _Work(Path(folder), trunk, records, batch_size)
+        work = _Work(Path(folder), trunk, records, batch_size, view)
         ranks.same({"photos": hashlib.sha256(work.photos).hexdigest(), "encoder": work.key}, "give all the same")
         with said_plainly(work.folder):
             work.chunk, work.state = ranks.first_does(lambda: work.begin(skip_bad, say))
@@ -159,12 +162,13 @@ class FeatureCache:
 class _Work:
     """One run of `FeatureCache.build`."""
 
-    def __init__(self, folder: Path, trunk: Trunk, records: Sequence[Record], chunk: int) -> None:
+    def __init__(self, folder: Path, trunk: Trunk, records: Sequence[Record], chunk: int, view: View | None) -> None:
         self.folder = folder
         self.trunk = trunk
         self.records = records
         self.chunk = chunk
-        self.key = trunk.key()
+        self.view = view
+        self.key = trunk.key() if view is None else hashlib.sha256((trunk.key() + view.key()).encode()).hexdigest()
         self.state = np.zeros(len(records), np.uint8)
         sample = {name: t for name, t in trunk.sample._asdict().items() if t is not None}
         self.shapes: dict[str, tuple[int, ...]] = {name: tuple(t.shape[1:]) for name, t in sample.items()}
@@ -286,7 +290,7 @@ class _Work:
     def _encode(self, to_do: Sequence[int], show: bool | None) -> dict[int, str]:
         if not to_do:
             return {}
-        spec = self.trunk.encoder.image_spec
+        spec = self.trunk.encoder.image_spec if self.view is None else self.view.spec
         reasons: dict[int, str] = {}
         size = min(self.chunk, len(self.records))
         total = sum(min(size, len(self.records) - start) for start in to_do)
@@ -298,6 +302,8 @@ class _Work:
             loaded = (self.records[start : start + self.chunk] for start in to_do)
             for start, (images, bad) in zip(to_do, _ahead(pool, lambda r: load_records(r, spec), loaded), strict=True):
                 reasons |= {start + number: reason for number, reason in bad.items()}
+                if self.view is not None:
+                    images = self.view(images, range(start, start + len(images)))
                 self._store(start, self.trunk(images), bad)
                 progress.update(len(images))
         return reasons

@@ -19,7 +19,7 @@ from .records import Record, listed
 if TYPE_CHECKING:
     from .cache import FeatureCache
 
-__all__ = ["CachedInputs", "ImageInputs", "load_records", "unreadable"]
+__all__ = ["CachedInputs", "CachedViews", "ImageInputs", "load_records", "unreadable"]
 
 _AT_ONCE = 64
 
@@ -61,6 +61,30 @@ class CachedInputs:
     def __call__(self, positions: Sequence[int]) -> Features:
         """Features of N photos, float32."""
         return self.cache.features([self.rows[i] for i in positions])
+
+
+class CachedViews:
+    """Features of several views of the same photos, taken in turn, epoch by epoch.
+
+    Example:
+        >>> CachedViews(["the first", "the second"]).of(epoch=3)
+        'the second'
+
+    Each of `views` is what `CachedInputs` is, for the same photos. `Batches` takes the epoch's; called itself it gives
+    the first.
+    """
+
+    def __init__(self, views: Sequence[CachedInputs]) -> None:
+        """Keep the views."""
+        self.views = views
+
+    def __call__(self, positions: Sequence[int]) -> Features:
+        """Features of N photos, float32, in the first view."""
+        return self.views[0](positions)
+
+    def of(self, epoch: int) -> CachedInputs:
+        """The view of that epoch, from 0."""
+        return self.views[epoch % len(self.views)]
 
 
 def unreadable(records: Sequence[Record], *, show: bool | None, ranks: Ranks = ALONE) -> dict[int, str]:

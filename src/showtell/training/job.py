@@ -5,32 +5,18 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
-from torch import nn
-
 from ..captioner import Captioner
-from ..data import (
-    Augmented,
-    Batches,
-    CachedInputs,
-    Dataset,
-    FeatureCache,
-    ImageInputs,
-    Record,
-    from_objects,
-    read_dataset,
-)
-from ..data.augment import refused
-from ..data.inputs import unreadable
-from ..data.records import listed, wordless
+from ..data import Batches, Dataset, Record, from_objects, read_dataset
 from ..errors import DataError
 from ..metrics import DocumentFrequencies, scored_words
 from ..ranks import ALONE, Ranks
 from .about import About
 from .assemble import make_optimizer, trunk_trains
+from .feeding import encoder_parameters, feed, stop_or_say
 from .frequencies import cached_frequencies
 from .objectives import Objective
 from .phases import check_objective, of_scores, of_words
@@ -154,7 +140,9 @@ class Job:
         total = self.epoch * plan.self_critical_epochs
         with self.ranks.turns():
             objective = of_scores(plan, self.captioner, train, self.photos, self.folder.reward_frequencies)
-        for name, parameter in _parameters(self.captioner):  # some may still have been frozen: see encoder_start_epoch
+        for name, parameter in encoder_parameters(
+            self.captioner
+        ):  # some may still have been frozen: see encoder_start_epoch
             parameter.requires_grad_(parameter.requires_grad or name in self.trained)
         late = max(0, plan.encoder_start_epoch * self.epoch - before)
         room = self.trainer.photos_at_once
@@ -200,7 +188,7 @@ def usable(dataset: Dataset, plan: Recipe, skip_bad: bool, say: Say) -> tuple[li
     """The photos to train on and those to choose by; bad rows stop the run, or are counted."""
     for note in dataset.notes:
         say(note)
-    _stop_or_say(dataset.problems, skip_bad, say)
+    stop_or_say(dataset.problems, skip_bad, say)
     training = list(dataset.split("train"))
     validating = list(dataset.split("val"))[: plan.val_photos]
     if not training or not validating:
@@ -213,15 +201,6 @@ def usable(dataset: Dataset, plan: Recipe, skip_bad: bool, say: Say) -> tuple[li
         raise DataError(f"{twice[0]!r:.200} is the id of two validation photos; give each photo a name of its own")
     say(dataset.summary())
     return training, validating
-
-
-def _stop_or_say(problems: Sequence[object], skip_bad: bool, say: Say) -> None:
-    if not problems:
-        return
-    count = f"{len(problems):,} bad row{'s' * (len(problems) != 1)}"
-    if not skip_bad:
-        raise DataError(f"{count}; mend them, or leave them out with skip_bad=True (--skip-bad){listed(problems)}")
-    say(f"skipping {count}:{listed(problems)}")
 
 
 def prepare(
@@ -240,53 +219,10 @@ def prepare(
 ) -> Job:
     """Features, batches and trainer."""
     check_objective(plan, captioner, carried=carried)
-    records = [*training, *validating]
-    bad = _wordless(records, captioner, skip_bad, say)
-    trained = frozenset(trunk_trains(captioner.encoder))
-    augmentation = plan.augmentation()
-    if augmentation.names() and not trained:
-        raise refused(augmentation)
-    if trained:
-        cache = None
-        unread = unreadable(records, show=show, ranks=ranks)
-        _stop_or_say(list(unread.values()), skip_bad, say)
-        bad |= unread.keys()
-        say(_without_cache(plan, captioner, trained))
-    else:
-        cache = FeatureCache.build(
-            folder.features,
-            captioner.encoder,
-            records,
-            device=captioner.device,
-            skip_bad=skip_bad,
-            show=show,
-            say=say,
-            ranks=ranks,
-        )
-        bad |= cache.bad
-
-    def batches(rows: list[int], seed: int, augment: bool = False) -> Batches:
-        if not rows:
-            raise DataError(f"{len(bad):,} photos are left out; too few are left to train and to validate on")
-        kept = [records[i] for i in rows]
-        spec = captioner.encoder.image_spec
-        augmented = Augmented(augmentation, kept, spec, seed=seed) if augment else None
-        return Batches(
-            kept,
-            captioner.vocabulary,
-            ImageInputs(kept, augmented.spec if augmented else spec) if cache is None else CachedInputs(cache, rows),
-            photos=plan.photos,
-            captions=plan.captions,
-            max_length=plan.max_length,
-            seed=seed,
-            trunk=cache is not None,
-            augment=augmented,
-        )
-
-    train_rows = [i for i in range(len(training)) if i not in bad]
-    train = batches(train_rows, plan.seed, bool(augmentation.names()))
-    val_rows = [i for i in range(len(training), len(records)) if i not in bad]
-    val = batches(val_rows, 0)
+    fed = feed(
+        plan, folder.features, captioner, training, validating, skip_bad=skip_bad, say=say, show=show, ranks=ranks
+    )
+    train, photos = fed.train, fed.photos
     # Few photos: an epoch goes through them several times, so that all epochs together have min_steps.
     epoch = max(math.ceil(train.per_epoch / plan.accumulate), math.ceil(plan.min_steps / plan.epochs))
     total = epoch * plan.epochs
@@ -294,12 +230,12 @@ def prepare(
     if plan.objective == "self-critical":
         train = train.with_references()
         with ranks.turns():
-            objective = of_scores(plan, captioner, train, len(train_rows), folder.reward_frequencies)
+            objective = of_scores(plan, captioner, train, photos, folder.reward_frequencies)
     else:
         objective = of_words(plan, total)
     late = plan.encoder_start_epoch * epoch
     trainer = _trainer(plan, captioner, objective, total, late=late, carried=carried, ranks=ranks)
-    judged = [records[i] for i in val_rows]
+    judged = fed.judged
     if len(judged) == 1:
         say(f"one validation photo: its {CHOSEN_BY} is 0 whatever the caption, so the teacher-forced loss chooses")
     words = [[scored_words(caption) for caption in record.captions] for record in judged]
@@ -312,7 +248,7 @@ def prepare(
         captioner,
         trainer,
         train,
-        val,
+        fed.val,
         judged,
         frequencies,
         total,
@@ -322,8 +258,8 @@ def prepare(
         say,
         show,
         reference_words=sum(lengths) / len(lengths),
-        photos=len(train_rows),
-        trained=trained,
+        photos=photos,
+        trained=fed.trained,
         scores=plan.objective == "self-critical",
         ranks=ranks,
     )
@@ -357,33 +293,10 @@ def _trainer(
         accumulate=plan.accumulate,
         clip_norm=plan.clip_norm or None,
         seed=plan.seed,
-        late={late: [p for n, p in _parameters(captioner) if n in trained]},
+        late={late: [p for n, p in encoder_parameters(captioner) if n in trained]},
         keep_eval=trunk_norms(captioner.encoder) if plan.freeze_batch_norm and trained else (),
         ema_decay=plan.ema_decay or None,
         compiled=plan.compile,
         photos_at_once=room,
         ranks=ranks,
     )
-
-
-def _parameters(captioner: Captioner) -> Iterator[tuple[str, nn.Parameter]]:
-    return cast(nn.Module, captioner.encoder).named_parameters()
-
-
-def _without_cache(plan: Recipe, captioner: Captioner, trained: Collection[str]) -> str:
-    """Why photos are read anew for every batch, which costs many times what reading features does."""
-    part = f"{sum(p.numel() for n, p in _parameters(captioner) if n in trained):,} weights before its head"
-    start = plan.encoder_start_epoch
-    when = f" from epoch {start} on (they count from 0)" if start else ""
-    also = ", before that too" if start else ""
-    return (
-        f"the encoder's trunk is trained ({part}){when}: its features change with every step, so there is no feature "
-        f"cache and photos are read and encoded anew for every batch{also}"
-    )
-
-
-def _wordless(records: Sequence[Record], captioner: Captioner, skip_bad: bool, say: Say) -> frozenset[int]:
-    """The positions of photos whose captions hold no word, such as "!!!"."""
-    problems = wordless(records, captioner.vocabulary)
-    _stop_or_say(list(problems.values()), skip_bad, say)
-    return frozenset(problems)

@@ -54,7 +54,7 @@ SECTIONS = {
     ),
     "decoder": ("decoder", *_DECODER_OPTIONS),
     "vocabulary": ("vocabulary", "min_count", "max_size", "lowercase", "punctuation", "hyphens"),
-    "augmentation": _AUGMENTATION,
+    "augmentation": ("views", *_AUGMENTATION),
     "batch": ("photos", "captions", "max_length", "accumulate"),
     "optimizer": (
         "epochs",
@@ -140,6 +140,7 @@ class Recipe:
     lowercase: bool
     punctuation: str
     hyphens: str
+    views: int
     flip: float
     flip_guard: tuple[str, ...]
     crop_area: float
@@ -187,6 +188,7 @@ class Recipe:
         """Refuse what makes no sense, and give every number its type."""
         self._check_model()
         for key, low, high in (
+            ("views", 0, 1000),
             ("photos", 1, 4096),
             ("captions", 1, 100),
             ("max_length", 1, 1000),
