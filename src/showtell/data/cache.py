@@ -290,7 +290,6 @@ class _Work:
     def _encode(self, to_do: Sequence[int], show: bool | None) -> dict[int, str]:
         if not to_do:
             return {}
-        spec = self.trunk.encoder.image_spec if self.view is None else self.view.spec
         reasons: dict[int, str] = {}
         size = min(self.chunk, len(self.records))
         total = sum(min(size, len(self.records) - start) for start in to_do)
@@ -299,14 +298,19 @@ class _Work:
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="showtell-chunk") as pool,
             self.trunk.running(),
         ):
-            loaded = (self.records[start : start + self.chunk] for start in to_do)
-            for start, (images, bad) in zip(to_do, _ahead(pool, lambda r: load_records(r, spec), loaded), strict=True):
+            for start, (images, bad) in zip(to_do, _ahead(pool, self._load, iter(to_do)), strict=True):
                 reasons |= {start + number: reason for number, reason in bad.items()}
-                if self.view is not None:
-                    images = self.view(images, range(start, start + len(images)))
                 self._store(start, self.trunk(images), bad)
                 progress.update(len(images))
         return reasons
+
+    def _load(self, start: int) -> tuple[Tensor, dict[int, str]]:
+        """The photos of one chunk, as the view has them, and why some are black."""
+        records = self.records[start : start + self.chunk]
+        if self.view is None:
+            return load_records(records, self.trunk.encoder.image_spec)
+        images, bad = load_records(records, self.view.spec)
+        return self.view(images, range(start, start + len(images))), bad
 
     def _store(self, start: int, features: Features, bad: dict[int, str]) -> None:
         """Write one chunk: the features first, its state when they are on the disk."""
@@ -333,14 +337,12 @@ class _Work:
         self.state[start : start + rows] = state
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, load: Callable[[Sequence[Record]], Any], chunks: Iterator[Sequence[Record]]
-) -> Iterator[Any]:
+def _ahead(pool: ThreadPoolExecutor, load: Callable[[int], Any], starts: Iterator[int]) -> Iterator[Any]:
     """Load in the pool, one chunk ahead of the one that is handed out."""
-    coming = [pool.submit(load, chunk) for chunk in [next(chunks)]]
-    for chunk in chunks:
+    coming = [pool.submit(load, next(starts))]
+    for start in starts:
         result = coming.pop().result()
-        coming.append(pool.submit(load, chunk))
+        coming.append(pool.submit(load, start))
         yield result
     yield coming.pop().result()
 

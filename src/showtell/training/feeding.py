@@ -61,6 +61,11 @@ def feed(
             f"views = {plan.views} keeps features of a frozen encoder, and train_encoder changes them with every step; "
             "set views to 0: photos are then changed anew in every epoch"
         )
+    if plan.views and not augmentation.names():
+        raise ArgumentError(
+            f"views = {plan.views} would keep that many equal copies of each photo; say how they differ, with flip = "
+            "0.5 or crop_area = 0.7 for instance, or set views to 0"
+        )
     if augmentation.names() and not trained and not plan.views:
         raise refused(augmentation)
 
