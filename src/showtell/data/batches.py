@@ -50,6 +50,7 @@ class Batch(NamedTuple):
     (R, T) int64: the token after each of them. weights (R, T) float32: 1 where there is a target, 0 on padding; a
     slot without a caption is padding altogether. trunk: the features are those of `encoder.trunk`. photos: their N
     positions among the records. references: where asked for, all captions of each photo, as `Batches.references`.
+    captions (R,) int64: the number of each caption among those of all records, -1 in an empty slot.
     """
 
     inputs: Features | Tensor
@@ -59,6 +60,7 @@ class Batch(NamedTuple):
     trunk: bool
     photos: tuple[int, ...] = ()
     references: References | None = None
+    captions: Tensor | None = None
 
     @property
     def photo_count(self) -> int:
@@ -78,6 +80,7 @@ class Batch(NamedTuple):
             self.trunk,
             self.photos[start:stop],
             None if self.references is None else self.references[start:stop],
+            None if self.captions is None else self.captions[rows],
         )
 
 
@@ -294,6 +297,7 @@ class Batches:
             self.trunk,
             photos,
             self.references(photos) if self._with_references else None,
+            torch.from_numpy(captions),
         )
 
 

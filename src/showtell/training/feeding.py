@@ -24,13 +24,13 @@ Say = Callable[[str], None]
 
 
 class Fed(NamedTuple):
-    """train, val: batches. photos: how many to train on. judged: the records of val. trained: the weights before the
+    """train, val: batches. learnt, judged: the records of each. trained: the weights before the
     encoder's head that train.
     """
 
     train: Batches
     val: Batches
-    photos: int
+    learnt: list[Record]
     judged: list[Record]
     trained: frozenset[str]
 
@@ -122,7 +122,8 @@ def feed(
         )
 
     train = batches(train_rows, plan.seed, bool(augmentation.names()))
-    return Fed(train, batches(val_rows, 0), len(train_rows), [records[i] for i in val_rows], trained)
+    learnt, judged = ([records[i] for i in rows] for rows in (train_rows, val_rows))
+    return Fed(train, batches(val_rows, 0), learnt, judged, trained)
 
 
 def stop_or_say(problems: Sequence[object], skip_bad: bool, say: Say) -> None:

@@ -24,6 +24,7 @@ from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import WarmupCosine
 from .self_critical import SelfCritical
+from .soft_targets import SoftTargets
 from .stages import trunk_norms
 from .trainer import StepReport, Trainer
 from .validation import Validation, validate
@@ -222,7 +223,7 @@ def prepare(
     fed = feed(
         plan, folder.features, captioner, training, validating, skip_bad=skip_bad, say=say, show=show, ranks=ranks
     )
-    train, photos = fed.train, fed.photos
+    train, photos = fed.train, len(fed.learnt)
     # Few photos: an epoch goes through them several times, so that all epochs together have min_steps.
     epoch = max(math.ceil(train.per_epoch / plan.accumulate), math.ceil(plan.min_steps / plan.epochs))
     total = epoch * plan.epochs
@@ -232,7 +233,19 @@ def prepare(
         with ranks.turns():
             objective = of_scores(plan, captioner, train, photos, folder.reward_frequencies)
     else:
-        objective = of_words(plan, total)
+        taught = None
+        if plan.teachers:
+            with ranks.turns():
+                taught = SoftTargets.cached(
+                    folder.soft_targets,
+                    plan.teachers,
+                    fed.learnt,
+                    train,
+                    vocabulary=captioner.vocabulary,
+                    device=captioner.device,
+                    show=show,
+                )
+        objective = of_words(plan, total, taught)
     late = plan.encoder_start_epoch * epoch
     trainer = _trainer(plan, captioner, objective, total, late=late, carried=carried, ranks=ranks)
     judged = fed.judged

@@ -10,14 +10,16 @@ from ..data import Batches
 from ..errors import ArgumentError
 from ..metrics import CiderD
 from ..search import parse_search
+from .distillation import Distillation
 from .frequencies import cached_frequencies
-from .objectives import CrossEntropy, DoublyStochastic, Objective
+from .objectives import CrossEntropy, DoublyStochastic, ForcedObjective, Objective
 from .prefixes import Prefixes
 from .recipe import Recipe
 from .rewards import MixedReward
 from .schedule import InverseSigmoidRise, LinearRise
 from .scheduled_sampling import ScheduledSampling
 from .self_critical import SelfCritical
+from .soft_targets import SoftTargets
 
 __all__ = ["check_objective", "of_scores", "of_words"]
 
@@ -36,9 +38,11 @@ def check_objective(plan: Recipe, captioner: Captioner, *, carried: bool) -> Non
         )
 
 
-def of_words(plan: Recipe, total: int) -> Objective:
-    """Cross entropy, with what the recipe adds; `total` steps."""
-    words = CrossEntropy(plan.label_smoothing)
+def of_words(plan: Recipe, total: int, taught: SoftTargets | None = None) -> Objective:
+    """Cross entropy, with what the recipe adds; `total` steps. taught: what the teachers say, for distillation."""
+    words: ForcedObjective = CrossEntropy(plan.label_smoothing)
+    if taught is not None:
+        words = Distillation(words, taught, plan.distillation)
     base: Any = DoublyStochastic(words, plan.doubly_stochastic) if plan.doubly_stochastic else words
     if plan.prefixes:
         return Prefixes(base)

@@ -16,6 +16,7 @@ from ..errors import ArgumentError
 from ..registry import find_component
 from ..search import parse_search
 from .precision import PRECISIONS
+from .recipe_ranges import NUMBERS, WHOLE_NUMBERS
 
 __all__ = ["HOME", "PREFIXED", "SECTIONS", "Recipe", "nearest"]
 
@@ -70,7 +71,15 @@ SECTIONS = {
         "compile",
         "seed",
     ),
-    "objective": ("objective", "doubly_stochastic", "prefixes", "sampling", "sampling_rise"),
+    "objective": (
+        "objective",
+        "doubly_stochastic",
+        "prefixes",
+        "sampling",
+        "sampling_rise",
+        "teachers",
+        "distillation",
+    ),
     "self_critical": (
         "self_critical_epochs",
         "self_critical_samples",
@@ -169,6 +178,8 @@ class Recipe:
     prefixes: bool
     sampling: float
     sampling_rise: str
+    teachers: tuple[str, ...]
+    distillation: float
     self_critical_epochs: int
     self_critical_samples: int
     self_critical_baseline: str
@@ -187,43 +198,10 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what makes no sense, and give every number its type."""
         self._check_model()
-        for key, low, high in (
-            ("views", 0, 1000),
-            ("photos", 1, 4096),
-            ("captions", 1, 100),
-            ("max_length", 1, 1000),
-            ("accumulate", 1, 4096),
-            ("encoder_start_epoch", 0, 100_000),
-            ("epochs", 1, 100_000),
-            ("min_steps", 0, 10**8),
-            ("warmup", 0, 10**8),
-            ("self_critical_epochs", 0, 100_000),
-            ("self_critical_samples", 1, 100),
-            ("seed", 0, 2**63 - 1),
-            ("evaluate_every_epochs", 1, 100_000),
-            ("val_photos", 1, 10**8),
-            ("patience", 0, 100_000),
-            ("save_every_steps", 1, 10**8),
-            ("log_every_steps", 0, 10**8),
-        ):
+        for key, low, high in WHOLE_NUMBERS:
             whole(key, getattr(self, key), low, high)
-        for key, low_, high_ in (
-            ("encoder_learning_rate", 0.0, 10.0),
-            ("layer_decay", 0.0, 1.0),
-            ("ema_decay", 0.0, 0.999999),
-            ("learning_rate", 0.0, 10.0),
-            ("carried_rate", 0.0, 1.0),
-            ("weight_decay", 0.0, 1.0),
-            ("label_smoothing", 0.0, 0.9),
-            ("clip_norm", 0.0, 1e6),
-            ("doubly_stochastic", 0.0, 1000.0),
-            ("sampling", 0.0, 1.0),
-            ("self_critical_learning_rate", 0.0, 10.0),
-            ("self_critical_temperature", 0.01, 100.0),
-            ("self_critical_bleu", 0.0, 100.0),
-            ("self_critical_length", 0.0, 100.0),
-        ):
-            object.__setattr__(self, key, number(key, getattr(self, key), low_, high_))
+        for key, least, most in NUMBERS:
+            object.__setattr__(self, key, number(key, getattr(self, key), least, most))
         for key, value in vars(self.augmentation()).items():
             object.__setattr__(self, key, value)
         self._check_objective()
@@ -282,7 +260,8 @@ class Recipe:
             raise ArgumentError(f"head_{asked[0]} belongs to a head; give it a width with head_dim")
 
     def _check_objective(self) -> None:
-        choice("objective", self.objective, ("cross-entropy", "scheduled-sampling", "self-critical"))
+        choice("objective", self.objective, ("cross-entropy", "scheduled-sampling", "distillation", "self-critical"))
+        self._check_teachers()
         choice("sampling_rise", self.sampling_rise, ("linear", "inverse-sigmoid"))
         choice("self_critical_baseline", self.self_critical_baseline, ("others", "greedy"))
         if self.self_critical_baseline == "others" and self.self_critical_samples < 2:
@@ -301,6 +280,17 @@ class Recipe:
         if self.objective == "self-critical" and self.doubly_stochastic:
             raise ArgumentError(
                 'doubly_stochastic goes with the objectives that teach words; set it to 0 for "self-critical"'
+            )
+
+    def _check_teachers(self) -> None:
+        names = self.teachers
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+            raise ArgumentError(f'teachers is a list of folders of captioners such as ["runs/one"], not {names!r:.100}')
+        object.__setattr__(self, "teachers", tuple(names))
+        if bool(names) != (self.objective == "distillation"):
+            raise ArgumentError(
+                'teachers and objective = "distillation" go together: name the folders of the captioners to learn '
+                "from, or leave both out"
             )
 
     def _check_decoder(self) -> None:

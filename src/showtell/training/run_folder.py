@@ -25,8 +25,9 @@ __all__ = ["RunFolder"]
 _CAPTIONER_FILES = ("config.json", "tokenizer.json", "model.safetensors", "README.md")
 _FREQUENCIES = "frequencies.bin"
 _REWARDS = "reward-frequencies.bin"
+_TAUGHT = "soft-targets.safetensors"
 _LOGS = ("tensorboard", "wandb")
-_OWN_FILES = ("metrics.jsonl", "report.html", _FREQUENCIES, _REWARDS, "run.json")
+_OWN_FILES = ("metrics.jsonl", "report.html", _FREQUENCIES, _REWARDS, _TAUGHT, "run.json")
 _OWN = (*_OWN_FILES, "checkpoints", "features", *_LOGS, *_CAPTIONER_FILES)
 _STEP = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"\.(old-\d{8,}|step-\d{8,}\.showtell-new)")  # half deleted, half written
@@ -38,8 +39,8 @@ _FORMAT = "showtell.run"
 class RunFolder:
     """One training run on disk: `run.json`, `checkpoints/step-00000123/`, `metrics.jsonl`, and the best captioner.
 
-    Beside these, what a run would only compute again: `features/`, `frequencies.bin` and `reward-frequencies.bin`;
-    `report.html`; and what other programs were asked to log, `tensorboard/` and `wandb/`.
+    Beside these, what a run would only compute again: `features/`, `frequencies.bin`, `reward-frequencies.bin`,
+    `soft-targets.safetensors`; `report.html`; and what other programs were asked to log, `tensorboard/` and `wandb/`.
 
     A checkpoint is a saved captioner with a `training.pt` that holds everything else needed to continue to the bit.
     Everything is written beside and renamed, so a run that is killed at any moment leaves whole files only.
@@ -54,6 +55,7 @@ class RunFolder:
         self.frequencies = self.path / _FREQUENCIES
         self.report = self.path / "report.html"
         self.reward_frequencies = self.path / _REWARDS
+        self.soft_targets = self.path / _TAUGHT
         self._checkpoints = self.path / "checkpoints"
         self._run: dict[str, Any] = {}
 
