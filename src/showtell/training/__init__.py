@@ -1,5 +1,6 @@
 """Training: objectives, the trainer, recipes, and `train`, the one call for people."""
 
+from .distillation import Distillation
 from .log_writers import LogWriter
 from .objectives import CrossEntropy, DoublyStochastic, ForcedObjective, Objective, Term
 from .prefixes import Prefixes
@@ -10,12 +11,14 @@ from .run import TrainResult, train
 from .schedule import InverseSigmoidRise, LinearRise, WarmupCosine
 from .scheduled_sampling import ScheduledSampling
 from .self_critical import SelfCritical
+from .soft_targets import SoftTargets
 from .trainer import BatchSource, StepReport, Trainer
 from .vocab_transfer import with_vocabulary
 
 __all__ = [
     "BatchSource",
     "CrossEntropy",
+    "Distillation",
     "DoublyStochastic",
     "ForcedObjective",
     "InverseSigmoidRise",
@@ -27,6 +30,7 @@ __all__ = [
     "Recipe",
     "ScheduledSampling",
     "SelfCritical",
+    "SoftTargets",
     "StepReport",
     "Term",
     "TrainResult",

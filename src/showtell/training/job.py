@@ -244,6 +244,7 @@ def prepare(
                     vocabulary=captioner.vocabulary,
                     device=captioner.device,
                     show=show,
+                    say=say,
                 )
         objective = of_words(plan, total, taught)
     late = plan.encoder_start_epoch * epoch

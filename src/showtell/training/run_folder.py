@@ -25,7 +25,7 @@ __all__ = ["RunFolder"]
 _CAPTIONER_FILES = ("config.json", "tokenizer.json", "model.safetensors", "README.md")
 _FREQUENCIES = "frequencies.bin"
 _REWARDS = "reward-frequencies.bin"
-_TAUGHT = "soft-targets.safetensors"
+_TAUGHT = "soft-targets.npz"
 _LOGS = ("tensorboard", "wandb")
 _OWN_FILES = ("metrics.jsonl", "report.html", _FREQUENCIES, _REWARDS, _TAUGHT, "run.json")
 _OWN = (*_OWN_FILES, "checkpoints", "features", *_LOGS, *_CAPTIONER_FILES)
@@ -40,7 +40,7 @@ class RunFolder:
     """One training run on disk: `run.json`, `checkpoints/step-00000123/`, `metrics.jsonl`, and the best captioner.
 
     Beside these, what a run would only compute again: `features/`, `frequencies.bin`, `reward-frequencies.bin`,
-    `soft-targets.safetensors`; `report.html`; and what other programs were asked to log, `tensorboard/` and `wandb/`.
+    `soft-targets.npz`; `report.html`; and what other programs were asked to log, `tensorboard/` and `wandb/`.
 
     A checkpoint is a saved captioner with a `training.pt` that holds everything else needed to continue to the bit.
     Everything is written beside and renamed, so a run that is killed at any moment leaves whole files only.

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..captioner import Captioner
 from ..data import Batches, ImageInputs, Record
 from ..data.trunk import Trunk
-from ..errors import ArgumentError, FormatError, NotFoundError
+from ..errors import ArgumentError
 from ..generate import evaluating
 from ..progress import bar
 from ..protocols import Encoder, Features, SplitEncoder
 from ..storage import write_file
-from ..tensor_file import read_tensors, tensor_bytes
 from ..vocabulary import Vocabulary
 from .assemble import fingerprint
 
@@ -108,6 +111,7 @@ class SoftTargets:
         vocabulary: Vocabulary,
         device: torch.device,
         show: bool | None = None,
+        say: Callable[[str], None] = print,
     ) -> SoftTargets:
         """Those in the file where they are of these teachers, captions and photos; else asked anew and written there.
 
@@ -124,16 +128,18 @@ class SoftTargets:
         digest = hashlib.sha256(json.dumps([fingerprint(one) for one in asked]).encode())
         digest.update(json.dumps([[record.id for record in records], batches.max_length, _KEPT]).encode())
         digest.update(json.dumps(batches.references(range(len(records)))).encode())
-        key = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
-        try:
-            found = read_tensors(path)
-            if torch.equal(found.pop("key", key[:0]), key):
-                return cls(**found)
-        except (NotFoundError, FormatError):
-            pass
+        names = ("begins", "ids", "probabilities")
+        with (
+            contextlib.suppress(OSError, EOFError, ValueError, KeyError, BadZipFile),
+            np.load(path, allow_pickle=False) as file,
+        ):
+            if str(file["key"]) == digest.hexdigest():
+                return cls(*(torch.from_numpy(file[name]) for name in names))
+        say(f"asking {len(asked)} teachers about the captions of {len(records):,} photos")
         made = cls.of([one.to(device) for one in asked], records, batches, show=show)
-        tensors = {"key": key, "begins": made.begins, "ids": made.ids, "probabilities": made.probabilities}
-        write_file(path, tensor_bytes(tensors))
+        content = io.BytesIO()
+        np.savez(content, key=digest.hexdigest(), **{name: getattr(made, name).numpy() for name in names})
+        write_file(path, content.getvalue())
         return made
 
 
