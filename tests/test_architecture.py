@@ -40,7 +40,7 @@ IMPORTERS = {
     "torchvision": {"encoders.torchvision"},
     "tqdm": {"progress"},
     "matplotlib": {"plots"},
-    "numpy": {"images", "data.*", "metrics.*", "evaluation.*"},
+    "numpy": {"images", "data.*", "metrics.*", "evaluation.*", "training.soft_targets"},
     "tensorboard": {"training.log_writers"},
     "wandb": {"training.log_writers"},
     "pycocoevalcap": {"metrics.coco"},
