@@ -243,6 +243,7 @@ def prepare(
                     train,
                     vocabulary=captioner.vocabulary,
                     device=captioner.device,
+                    bf16=plan.precision == "bf16",
                     show=show,
                     say=say,
                 )

@@ -30,7 +30,7 @@ from .assemble import fingerprint
 __all__ = ["SoftTargets", "Taught"]
 
 _KEPT = 32
-_AT_ONCE = 16
+_AT_ONCE = 32
 
 
 class Taught(NamedTuple):
@@ -74,12 +74,18 @@ class SoftTargets:
 
     @classmethod
     def of(
-        cls, teachers: Sequence[Captioner], records: Sequence[Record], batches: Batches, *, show: bool | None = None
+        cls,
+        teachers: Sequence[Captioner],
+        records: Sequence[Record],
+        batches: Batches,
+        *,
+        bf16: bool = False,
+        show: bool | None = None,
     ) -> SoftTargets:
         """Ask the teachers, without dropout, about all captions of `batches`, which are those of `records`.
 
-        Each photo is read once, and encoded once for all teachers with the same trunk. Raises ArgumentError when a
-        teacher has other words than the first, DataError for photos that can't be read.
+        Each photo is read once, and encoded once for all teachers with the same trunk; bf16: where autocast allows.
+        Raises DataError for photos that can't be read.
         """
         specs = {one.encoder.image_spec for one in teachers}
         trunks = [Trunk(one.encoder).key() for one in teachers]
@@ -95,7 +101,7 @@ class SoftTargets:
                     ids[: batches.max_length] for each in of_photos for ids in (*each, *[()] * (slots - len(each)))
                 ]
                 lengths += [len(ids) for ids in captions if ids]
-                kept.append(_likeliest(_mean(teachers, trunks, pixels, captions), captions))
+                kept.append(_likeliest(_mean(teachers, trunks, pixels, captions, bf16), captions))
                 progress.update(len(some))
         begins = torch.cat([torch.zeros(1, dtype=torch.int64), torch.tensor(lengths).cumsum(0)])
         return cls(begins, torch.cat([ids for ids, _ in kept]), torch.cat([chances for _, chances in kept]))
@@ -110,6 +116,7 @@ class SoftTargets:
         *,
         vocabulary: Vocabulary,
         device: torch.device,
+        bf16: bool = False,
         show: bool | None = None,
         say: Callable[[str], None] = print,
     ) -> SoftTargets:
@@ -126,7 +133,7 @@ class SoftTargets:
                     f"has {len(vocabulary):,}, or others; train both on the same data with the same [vocabulary]"
                 )
         digest = hashlib.sha256(json.dumps([fingerprint(one) for one in asked]).encode())
-        digest.update(json.dumps([[record.id for record in records], batches.max_length, _KEPT]).encode())
+        digest.update(json.dumps([[record.id for record in records], batches.max_length, _KEPT, bf16]).encode())
         digest.update(json.dumps(batches.references(range(len(records)))).encode())
         names = ("begins", "ids", "probabilities")
         with (
@@ -136,7 +143,7 @@ class SoftTargets:
             if str(file["key"]) == digest.hexdigest():
                 return cls(*(torch.from_numpy(file[name]) for name in names))
         say(f"asking {len(asked)} teachers about the captions of {len(records):,} photos")
-        made = cls.of([one.to(device) for one in asked], records, batches, show=show)
+        made = cls.of([one.to(device) for one in asked], records, batches, bf16=bf16, show=show)
         content = io.BytesIO()
         np.savez(content, key=digest.hexdigest(), **{name: getattr(made, name).numpy() for name in names})
         write_file(path, content.getvalue())
@@ -148,6 +155,7 @@ def _mean(
     trunks: Sequence[str],
     pixels: dict[Any, Tensor],
     captions: Sequence[Sequence[int]],
+    bf16: bool,
 ) -> Tensor:
     """The mean probabilities (R, T, V) of the words of R captions, as many of each photo; missing ones are empty."""
     words = teachers[0].vocabulary
@@ -158,7 +166,11 @@ def _mean(
     encoded: dict[str, Features] = {}
     total: Tensor | None = None
     for one, trunk in zip(teachers, trunks, strict=True):
-        with torch.inference_mode(), evaluating(one):
+        with (
+            torch.inference_mode(),
+            evaluating(one),
+            torch.autocast(one.device.type, torch.bfloat16, enabled=bf16),
+        ):
             encoder: Encoder = one.encoder
             photos = pixels[encoder.image_spec].to(one.device)
             if isinstance(encoder, SplitEncoder):
