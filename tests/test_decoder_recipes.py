@@ -17,10 +17,10 @@ from showtell.data import Dataset, from_objects
 from showtell.decoders import AdaptiveLSTMDecoder, AttentionLSTMDecoder, LSTMDecoder, TransformerDecoder
 from showtell.encoders.efficientnet_lite import EfficientNetLite
 from showtell.errors import ArgumentError, ComponentError
-from showtell.registry import component_name, register_decoder
+from showtell.registry import register_decoder
 from showtell.testing import TinyEncoder, tiny_captioner
 from showtell.training import load_recipe, train
-from showtell.training.assemble import BUNDLED_DECODER, assemble
+from showtell.training.assemble import assemble
 
 SMALL: dict[str, dict[str, Any]] = {
     "attention-lstm.v1": {"embed_dim": 8, "hidden_dim": 8, "attention_dim": 8, "gate": "vector", "tied": True},
@@ -48,7 +48,7 @@ def colours() -> Dataset:
 
 def test_the_default_recipe_is_the_lstms_and_holds_no_option_of_another() -> None:
     recipe = load_recipe("default")
-    assert recipe.decoder == "lstm.v1"
+    assert (recipe.decoder, recipe.decoder_kind) == ("default", "lstm.v1")
     own = {"embed_dim", "hidden_dim", "layers", "dropout", "image", "tied", "project"}
     assert set(recipe.decoder_options()) == own
     assert recipe.gate is None
@@ -71,7 +71,9 @@ def test_another_decoder_begins_with_its_own_defaults_and_what_is_named_beside_i
     assert recipe.changed({"tied": True}).gate == "vector"
     assert recipe.changed({"decoder": "attention-lstm.v1"}).gate == "vector"
     assert recipe.changed({"decoder": "transformer.v1"}).epochs == 7
-    assert load_recipe("tiny").changed({"decoder": "lstm.v1"}) == load_recipe("tiny")
+    named = load_recipe("tiny").changed({"decoder": "lstm.v1"})  # what "default" is from scratch, with the same options
+    assert named.changed({"decoder": "default"}) == load_recipe("tiny")
+    assert named.decoder_options() == load_recipe("tiny").decoder_options()
 
 
 def test_a_file_names_decoder_and_objective(tmp_path: Path) -> None:
@@ -188,10 +190,12 @@ def test_a_start_keeps_its_decoder_and_says_so() -> None:
     heard: list[str] = []
     made = assemble(load_recipe("default"), start, None, ["a cat"], heard.append)
     assert isinstance(made.decoder, AttentionLSTMDecoder)
-    assert any("decoder attention-lstm.v1 is kept, though the recipe names lstm.v1" in line for line in heard)
+    assert not any("decoder" in line for line in heard)
+    assemble(load_recipe("default").changed({"hidden_dim": 9, "layers": 2}), start, None, ["a cat"], heard.append)
+    assert any("its decoder attention-lstm.v1 is kept: hidden_dim=8, no layers" in line for line in heard)
     heard.clear()
     assemble(recipe.changed({"hidden_dim": 9}), start, None, ["a cat"], heard.append)
-    assert any("its decoder is kept: hidden_dim=8" in line for line in heard)
+    assert any("its decoder attention-lstm.v1 is kept: hidden_dim=8" in line for line in heard)
 
 
 def test_a_start_with_another_decoder_than_the_recipe_asks_for_is_refused() -> None:
@@ -206,17 +210,12 @@ def test_naming_a_decoder_is_enough_to_train_it_on_the_bundled_encoder(tmp_path:
     heard: list[str] = []
     options: dict[str, Any] = {"overrides": overrides, "threads": 1, "show": False, "say": heard.append}
     result = train(colours(), tmp_path / "run", **options)
-    assert heard[0] == "a new decoder adaptive-lstm.v1, from scratch: the bundled captioner has lstm.v1"
+    assert heard[0] == "a new decoder adaptive-lstm.v1, from scratch: the recipe names its decoder"
     captioner = Captioner.from_pretrained(result.output)
     assert isinstance(captioner.decoder, AdaptiveLSTMDecoder)
     assert isinstance(captioner.encoder, EfficientNetLite)
     assert captioner.encoder.grid
     assert "starting from scratch on the encoder default" in (tmp_path / "run" / "README.md").read_text()
-
-
-def test_the_bundled_captioner_has_the_decoder_of_the_default_recipe() -> None:
-    assert component_name("decoder", type(Captioner.default().decoder)) == load_recipe("default").decoder
-    assert load_recipe("default").decoder == BUNDLED_DECODER
 
 
 def test_doubly_stochastic_attention_without_attention_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:

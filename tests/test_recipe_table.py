@@ -23,7 +23,7 @@ from showtell.training.encoding import make_encoder
 TABLE = (
     "show-tell-256", "show-tell-inception-v3", "show-attend-tell-resnet152", "show-tell-resnet50-300",
     "show-tell-resnet50-512", "show-tell-coco", "show-attend-tell-coco", "transformer-coco", "flickr8k-default",
-    "flickr8k-best", "tiny",
+    "flickr8k-show-tell", "flickr8k-attention", "flickr8k-best", "tiny",
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def built(name: str, words: int = 7500, **overrides: Any) -> Built:
     """The parts at full size on the meta device."""
     recipe = load_recipe(name).changed({"pretrained": False, **overrides})
     with shapes_only():
-        kind: Any = find_component("decoder", recipe.decoder)
+        kind: Any = find_component("decoder", recipe.decoder_kind)
         encoder = make_encoder(recipe, None, grid=kind.has_attention)
         decoder = kind(vocab_size=words, feature_dim=encoder.feature_dim, **recipe.decoder_options())
         return Built(recipe, encoder, decoder)
@@ -159,13 +159,19 @@ def test_resnet50_512_is_frozen_and_has_one_layer_of_512() -> None:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_our_own_go_on_with_self_critical_training_and_the_others_do_not(name: str) -> None:
-    ours = name.endswith("-coco") or name == "flickr8k-best"
+    ours = name.endswith("-coco") or name in ("flickr8k-best", "flickr8k-show-tell")
     assert (load_recipe(name).self_critical_epochs > 0) == ours
 
 
 @pytest.mark.parametrize(
     ("name", "grid"),
-    [("show-tell-coco", None), ("show-attend-tell-coco", 81), ("transformer-coco", 81), ("flickr8k-best", 49)],
+    [
+        ("show-tell-coco", None),
+        ("show-attend-tell-coco", 81),
+        ("transformer-coco", 81),
+        ("flickr8k-best", 49),
+        ("flickr8k-attention", 49),
+    ],
 )
 def test_our_own_recipes_build_at_full_size(name: str, grid: int | None) -> None:
     parts = built(name, words=9500)

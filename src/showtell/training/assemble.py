@@ -23,11 +23,11 @@ from ..registry import component_name, find_component
 from ..vocabulary import Vocabulary
 from .encoding import make_encoder
 from .recipe import Recipe
+from .recipe_files import load_recipe
 from .stages import trunk_stages
 from .vocab_transfer import with_vocabulary
 
 __all__ = [
-    "BUNDLED_DECODER",
     "Init",
     "assemble",
     "check_equal",
@@ -41,9 +41,6 @@ __all__ = [
 
 Init = str | os.PathLike[str] | Captioner | None
 Say = Callable[[str], None]
-
-BUNDLED_DECODER = "lstm.v1"
-"""The decoder of the bundled captioner, and of a recipe that names none."""
 
 _CAPTIONS_A_COUNT = 2000
 
@@ -61,10 +58,10 @@ def starts_anew(recipe: Recipe) -> str | None:
     Example:
         >>> from showtell.training import load_recipe
         >>> starts_anew(load_recipe("default").changed({"decoder": "transformer.v1"}))
-        'a new decoder transformer.v1, from scratch: the bundled captioner has lstm.v1'
+        'a new decoder transformer.v1, from scratch: the recipe names its decoder'
     """
-    if recipe.decoder != BUNDLED_DECODER:
-        return f"a new decoder {recipe.decoder}, from scratch: the bundled captioner has {BUNDLED_DECODER}"
+    if recipe.decoder != "default":
+        return f"a new decoder {recipe.decoder}, from scratch: the recipe names its decoder"
     if recipe.encoder != "default":
         return f"the encoder {recipe.encoder} and a new decoder, from scratch: the recipe names its encoder"
     if not recipe.pretrained:
@@ -146,7 +143,7 @@ def assemble(
 
 
 def _new(recipe: Recipe, encoder: str | nn.Module | None, captions: Sequence[str], count: int, say: Say) -> Captioner:
-    kind: Any = find_component("decoder", recipe.decoder)
+    kind: Any = find_component("decoder", recipe.decoder_kind)
     looks = bool(getattr(kind, "has_attention", False))
     part = make_encoder(recipe, encoder, grid=looks, say=say)
     vocabulary = Vocabulary.build(
@@ -178,19 +175,17 @@ def _grown(recipe: Recipe, start: Captioner, captions: Sequence[str], count: int
     decoder: Any = with_vocabulary(start.decoder, old, words)
     say(f"starting from a captioner: its {len(old):,} words, and {len(words) - len(old):,} new ones")
     config, name = start.decoder.config(), component_name("decoder", type(start.decoder))
-    wanted = recipe.decoder_options()
-    other = [key for key in wanted if key in config and config[key] != wanted[key]]
     kind = name or type(start.decoder).__name__
-    if name != recipe.decoder and recipe.decoder != BUNDLED_DECODER:
+    if recipe.decoder not in ("default", name):
         raise ArgumentError(
             f"the recipe names the decoder {recipe.decoder} and the captioner to start from has {kind}; train the new "
             "decoder from scratch (init none), or leave the recipe's decoder out and train on with this one"
         )
-    if name != recipe.decoder:
-        say(f"its decoder {kind} is kept, though the recipe names {recipe.decoder}; use --init none for that one")
-    elif other:
-        kept = ", ".join(f"{key}={config[key]!r}" for key in other)
-        say(f"its decoder is kept: {kept}, whatever the recipe says")
+    usual = load_recipe("default").decoder_options() if recipe.decoder == "default" else {}
+    asked = {key: value for key, value in recipe.decoder_options().items() if usual.get(key) != value}
+    if other := [key for key, value in asked.items() if config.get(key) != value]:
+        kept = ", ".join(f"{key}={config[key]!r}" if key in config else f"no {key}" for key in other)
+        say(f"its decoder {kind} is kept: {kept}, whatever the recipe says")
     if recipe.encoder != "default":
         say(f"its encoder is kept, though the recipe names {recipe.encoder!r}; use --init none for that one")
     elif recipe.encoder_options():

@@ -295,34 +295,39 @@ class Recipe:
 
     def _check_decoder(self) -> None:
         """Give the decoder's options their defaults; the decoder itself, built without memory, checks the values."""
-        kind: Any = find_component("decoder", self.decoder)
+        name = self.decoder_kind
+        kind: Any = find_component("decoder", name)
         parameters = inspect.signature(kind).parameters
         if self.grid_size and not getattr(kind, "has_attention", False):
             raise ArgumentError(
-                f"grid_size = {self.grid_size} needs a decoder that looks at a grid, and {self.decoder} knows one "
+                f"grid_size = {self.grid_size} needs a decoder that looks at a grid, and {name} knows one "
                 "vector a photo; set it to 0, or choose attention-lstm.v1"
             )
         known = [key for key in _DECODER_OPTIONS if key in parameters]
         for key in _DECODER_OPTIONS:
             if key not in known and getattr(self, key) is not None:
                 raise ArgumentError(
-                    f"{key} is no setting of the decoder {self.decoder}, which has {', '.join(known) or 'none'}"
+                    f"{key} is no setting of the decoder {name}, which has {', '.join(known) or 'none'}"
                 )
         for key in known:
             if getattr(self, key) is None:
                 if parameters[key].default is inspect.Parameter.empty:
-                    raise ArgumentError(f"the decoder {self.decoder} needs a value of {key}; its class has no default")
+                    raise ArgumentError(f"the decoder {name} needs a value of {key}; its class has no default")
                 object.__setattr__(self, key, parameters[key].default)
         if self.dropout is not None:
             object.__setattr__(self, "dropout", number("dropout", self.dropout, 0.0, 0.95))
         if not {"vocab_size", "feature_dim"} <= set(parameters):
             raise ArgumentError(
-                f"the decoder {self.decoder} can't be trained by a recipe: {kind.__name__} must take vocab_size and "
-                "feature_dim"
+                f"the decoder {name} can't be trained by a recipe: {kind.__name__} must take vocab_size and feature_dim"
             )
         with shapes_only():
             width = self.head_dim or self.embed_dim or 1  # without a head the width is known when the encoder is
             kind(vocab_size=4, feature_dim=width, **self.decoder_options())
+
+    @property
+    def decoder_kind(self) -> str:
+        """The decoder that a run from scratch trains."""
+        return _kind(self.decoder)
 
     def encoder_options(self) -> dict[str, Any]:
         """What the encoder is called with beside its name; what the recipe leaves to the encoder isn't among it."""
@@ -352,7 +357,7 @@ class Recipe:
             if key not in HOME:
                 raise ArgumentError(f"a recipe has no setting {key!r:.100}{nearest(key, HOME)}")
         kept = self.values()
-        if overrides.get("decoder", self.decoder) != self.decoder:
+        if _kind(overrides.get("decoder", self.decoder)) != self.decoder_kind:
             kept = {key: value for key, value in kept.items() if key not in _DECODER_OPTIONS}
         return Recipe(**{**kept, **overrides})
 
@@ -380,6 +385,10 @@ class Recipe:
             ]
             sections.append("\n".join([f"[{section}]", *lines]) + "\n")
         return "\n".join(sections)
+
+
+def _kind(decoder: str) -> str:
+    return "lstm.v1" if decoder == "default" else decoder
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
