@@ -247,7 +247,7 @@ def test_the_bundled_captioner_says_the_same_and_its_copy_is_not_saved(tmp_path:
 
 
 def test_the_copys_lstm_is_laid_out_for_cudnn_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    captioner, flattened = Captioner.default(), []
+    captioner, flattened = tiny_captioner(), []
     monkeypatch.setattr(nn.LSTM, "flatten_parameters", lambda self: flattened.append(self))
     fast = captioner.for_inference()
     assert flattened == [fast.decoder.lstm]  # type: ignore[attr-defined]

@@ -47,12 +47,10 @@ def make_encoder(
 
 
 def _bundled(options: dict[str, Any], pretrained: bool) -> Any:
-    """The bundled captioner's encoder, with other options and the same trunk, or with a random one."""
+    """The bundled captioner's trunk, or a random one, without what that captioner learnt behind it."""
     encoder: Any = Captioner.default().encoder
     if not pretrained:
         return encoders.create_untrained(f"efficientnet-lite{encoder.config()['variant']}", **options)
-    if not options:
-        return encoder
-    other = type(encoder)(**{**encoder.config(), **options})
+    other = type(encoder)(**{**encoder.config(), "grid": False, "head": None, **options})
     other.backbone.load_state_dict(encoder.backbone.state_dict())
     return other
