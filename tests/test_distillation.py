@@ -11,6 +11,8 @@ from torch import Tensor
 
 from showtell.captioner import Captioner
 from showtell.data import Batches, Record, read_dataset
+from showtell.decoders import LSTMDecoder
+from showtell.encoders import create_untrained
 from showtell.errors import ArgumentError
 from showtell.protocols import Forced
 from showtell.testing import tiny_captioner
@@ -163,6 +165,18 @@ def test_the_file_is_used_while_it_fits_and_replaced_where_it_does_not(tmp_path:
         SoftTargets.cached(
             file, [tmp_path / "0"], records(), batches(other), vocabulary=grown, device=torch.device("cpu"), show=False
         )
+
+
+def test_a_teacher_may_have_trained_its_encoder(tmp_path: Path) -> None:
+    words = tiny_captioner().vocabulary
+    encoder = create_untrained("efficientnet-lite0", image_size=32, trainable=True)
+    Captioner(encoder, LSTMDecoder(len(words), encoder.feature_dim), words).save_pretrained(tmp_path / "tuned")
+    made = batches(tiny_captioner())
+    found = SoftTargets.cached(
+        tmp_path / "soft.npz", [tmp_path / "tuned"], records(), made,
+        vocabulary=words, device=torch.device("cpu"), show=False, say=lambda text: None,
+    )  # fmt: skip
+    assert len(found.begins) == 8
 
 
 def test_a_run_learns_from_runs_and_continues(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ class SoftTargets:
         """Ask the teachers, without dropout, about all captions of `batches`, which are those of `records`.
 
         Each photo is read once, and encoded once for all teachers with the same trunk; bf16: where autocast allows.
-        Raises DataError for photos that can't be read.
+        Raises ArgumentError for a teacher whose trunk has trainable parameters, DataError for photos that can't be
+        read.
         """
         specs = {one.encoder.image_spec for one in teachers}
         trunks = [Trunk(one.encoder).key() for one in teachers]
@@ -125,7 +126,7 @@ class SoftTargets:
         teachers: folders of captioners. Raises ArgumentError when one has other words, and what `from_pretrained` and
         `of` raise.
         """
-        asked = [Captioner.from_pretrained(teacher) for teacher in teachers]
+        asked = [Captioner.from_pretrained(teacher).requires_grad_(False) for teacher in teachers]
         for place, one in enumerate(asked):
             if one.vocabulary.fingerprint() != vocabulary.fingerprint():
                 raise ArgumentError(
