@@ -295,11 +295,11 @@ def test_the_head_goes_linear_norm_relu_dropout() -> None:
     x = torch.randn(64, 6)
     y = x @ head.linear.weight.T + head.linear.bias
     normed = ((y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt()).clamp(min=0)
-    got = head.train()(x)[0]
+    got = head.train()(x)
     kept = got != 0
     torch.testing.assert_close(got[kept], 2 * normed[kept], atol=1e-4, rtol=1e-4)
     assert 0.3 < kept.sum() / (normed > 0).sum() < 0.7
-    assert torch.equal(head.eval()(x)[0], head(x)[0])
+    assert torch.equal(head.eval()(x), head(x))
     assert check_head({"dim": 4}) == {"dim": 4, "batch_norm": False, "relu": False, "dropout": 0.0}
 
 
@@ -313,9 +313,9 @@ def test_a_single_photo_is_normalised_by_the_running_statistics_in_training() ->
     assert var is not None
     before, x = mean.clone(), torch.randn(1, 5)
     expected = torch.relu((head.linear(x) - mean) / (var + 1e-5).sqrt())
-    torch.testing.assert_close(head(x)[0], expected)
+    torch.testing.assert_close(head(x), expected)
     assert torch.equal(mean, before)
-    torch.testing.assert_close(head.eval()(x)[0], expected)
+    torch.testing.assert_close(head.eval()(x), expected)
 
 
 def test_a_grid_is_normalised_by_its_cells_and_the_pooled_features_with_them() -> None:
@@ -326,7 +326,7 @@ def test_a_grid_is_normalised_by_its_cells_and_the_pooled_features_with_them() -
     y = grid @ head.linear.weight.T + head.linear.bias
     mean, var = y.mean((0, 1)), y.var((0, 1), unbiased=False)
     normed = (y - mean) / (var + 1e-5).sqrt()
-    got, cells = head(pooled, grid)
+    got, cells = head.both(pooled, grid)
     assert cells is not None
     torch.testing.assert_close(cells, normed)
     torch.testing.assert_close(got, normed.mean(1))  # the norm is affine, and the pooled features the mean cell
@@ -340,7 +340,7 @@ def test_a_grid_is_normalised_by_its_cells_and_the_pooled_features_with_them() -
     torch.testing.assert_close(head.norm.running_mean, 0.1 * mean)
     want = (y - head.norm.running_mean) / (head.norm.running_var + 1e-5).sqrt()
     for mode, some in ((False, slice(0, 8)), (True, slice(0, 1))):  # a single photo has no statistics of its own
-        got, cells = head.train(mode)(pooled[some], grid[some])
+        got, cells = head.train(mode).both(pooled[some], grid[some])
         torch.testing.assert_close(cells, want[some])
         torch.testing.assert_close(got, want[some].mean(1))
 

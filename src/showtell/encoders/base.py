@@ -163,7 +163,7 @@ class BackboneEncoder(nn.Module, ABC):
         if self.projection is None:
             return features
         dtype = self.projection.linear.weight.dtype
-        pooled, grid = self.projection(features.pooled.to(dtype), None if grid is None else grid.to(dtype))
+        pooled, grid = self.projection.both(features.pooled.to(dtype), None if grid is None else grid.to(dtype))
         return features._replace(pooled=pooled, grid=grid)
 
     @property

@@ -43,10 +43,13 @@ class Head(nn.Module):
 
     Example:
         >>> head = Head(512, dim=256, batch_norm=True)
-        >>> head(torch.zeros(2, 512))[0].shape, head(torch.zeros(2, 512), torch.zeros(2, 49, 512))[1].shape
-        (torch.Size([2, 256]), torch.Size([2, 49, 256]))
+        >>> head(torch.zeros(2, 512)).shape
+        torch.Size([2, 256])
+        >>> pooled, grid = head.both(torch.zeros(2, 512), torch.zeros(2, 49, 512))
+        >>> grid.shape
+        torch.Size([2, 49, 256])
 
-    Pooled (N, in_dim) -> (N, dim); with a grid (N, L, in_dim) that too -> (N, L, dim). The batch norm takes its
+    Pooled features (N, in_dim) -> (N, dim); `both` takes a grid (N, L, in_dim) too. The batch norm takes its
     statistics from the cells where there is a grid, and normalises the pooled features by the same. A single photo
     has no statistics of its own, so in training too it is normalised by the running ones.
     """
@@ -60,8 +63,12 @@ class Head(nn.Module):
         self.norm = nn.BatchNorm1d(dim) if batch_norm else None
         self.relu, self.dropout = relu, dropout
 
-    def forward(self, pooled: Tensor, grid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Project."""
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Project pooled features."""
+        return self.both(pooled, None)[0]
+
+    def both(self, pooled: Tensor, grid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Project pooled features and, where there is one, a grid."""
         pooled, grid = self.linear(pooled), None if grid is None else self.linear(grid)
         if self.norm is not None:
             pooled, grid = self._normalised(self.norm, pooled, grid)
