@@ -315,7 +315,7 @@ def test_bad_rows_stop_the_run_or_are_skipped_and_counted(tmp_path: Path) -> Non
     short = {"epochs": 1, "min_steps": 0}
     assert go(folder, tmp_path / "run", heard, skip_bad=True, overrides=short).steps == 3
     text = "\n".join(heard)
-    assert "skipping 3 bad rows" in text
+    assert "left out: 3 bad rows" in text
     assert "blank.png" in text
     assert "broken.png" in text
     heard.clear()

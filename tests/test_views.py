@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from showtell.data import Augmentation, Augmented, CachedInputs, FeatureCache, ImageInputs, read_dataset
+from showtell.data import Augmentation, Augmented, Batch, CachedInputs, FeatureCache, ImageInputs, read_dataset
 from showtell.data.inputs import CachedViews
 from showtell.errors import ArgumentError
+from showtell.protocols import Features
 from showtell.ranks import ALONE
 from showtell.testing import tiny_captioner
-from showtell.training import load_recipe, train
+from showtell.training import TrainResult, load_recipe, train
 from showtell.training.feeding import Fed, feed
-from test_run import write_photos
+from test_run import StopError, captioner_bytes, write_photos
 
 PLAN = Augmentation(flip=0.5, crop_area=0.5, squash=1.2, brightness=0.3)
 OVERRIDES: dict[str, Any] = {
@@ -40,6 +42,12 @@ def fed(photos: Path, folder: Path, said: list[str], **overrides: Any) -> Fed:
     )  # fmt: skip
 
 
+def pooled(batch: Batch) -> torch.Tensor:
+    assert isinstance(batch.inputs, Features)
+    assert batch.inputs.pooled is not None
+    return batch.inputs.pooled
+
+
 def test_each_epoch_sees_the_features_of_its_view_and_validation_those_of_the_photos(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -56,16 +64,16 @@ def test_each_epoch_sees_the_features_of_its_view_and_validation_those_of_the_ph
             batch = made.train.batch(number)
             with torch.no_grad():
                 wanted = encoder.trunk(augmented(plain(batch.photos), batch.photos, epoch=epoch % 3)).pooled
-            torch.testing.assert_close(batch.inputs.pooled, wanted, atol=1e-3, rtol=1e-2)  # type: ignore[union-attr]
+            torch.testing.assert_close(pooled(batch), wanted, atol=1e-3, rtol=1e-2)
             seen.add(batch.photos)
     assert len({photo for some in seen for photo in some}) == len(records)
     views = [made.train.batch(epoch * per_epoch) for epoch in (0, 1, 2)]
-    assert len({view.inputs.pooled.sum().item() for view in views}) == 3  # type: ignore[union-attr]
+    assert len({pooled(view).sum().item() for view in views}) == 3
 
     val = made.val.batch(0)
     pixels = ImageInputs(made.judged, encoder.image_spec)(val.photos)
     with torch.no_grad():
-        torch.testing.assert_close(val.inputs.pooled, encoder.trunk(pixels).pooled, atol=1e-3, rtol=1e-2)  # type: ignore[union-attr]
+        torch.testing.assert_close(pooled(val), encoder.trunk(pixels).pooled, atol=1e-3, rtol=1e-2)
 
 
 def test_views_are_encoded_once_and_anew_where_they_would_look_otherwise(photos: Path, tmp_path: Path) -> None:
@@ -83,15 +91,23 @@ def test_views_are_encoded_once_and_anew_where_they_would_look_otherwise(photos:
     assert len(written(seed=8, flip=0.2, flip_guard=["left"])) == 3
 
 
-def test_a_run_with_views_trains_and_continues(photos: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    settings = {**OVERRIDES, "min_steps": 4, "epochs": 2, "search": "greedy"}
-    options: dict[str, Any] = {"init": None, "encoder": tiny_captioner().encoder, "show": False, "threads": 1}
-    train(read_dataset(photos), tmp_path / "out", overrides=settings, say=said.append, **options)
-    assert (tmp_path / "out" / "features" / "view-2" / "meta.json").is_file()
-    said.clear()
-    again = train(read_dataset(photos), tmp_path / "out", overrides=settings, say=said.append, **options)
-    assert again.best_step is not None
+def test_an_interrupted_run_with_views_continues_to_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    def go(folder: str, say: Callable[[str], None] = str) -> TrainResult:
+        return train(
+            read_dataset(photos), tmp_path / folder, overrides={**OVERRIDES, "min_steps": 4, "epochs": 2},
+            init=None, encoder=tiny_captioner().encoder, show=False, threads=1, say=say,
+        )  # fmt: skip
+
+    def say(text: str) -> None:
+        if "step 3 " in text:
+            raise StopError
+
+    whole = go("whole")
+    with pytest.raises(StopError):
+        go("stopped", say)
+    assert (tmp_path / "stopped" / "features" / "view-2" / "meta.json").is_file()
+    assert go("stopped").best_score == whole.best_score
+    assert captioner_bytes(tmp_path / "stopped") == captioner_bytes(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ..checks import whole
 from ..data import Dataset, Record, read_dataset
 from ..data.gather import is_file
 from ..data.inputs import unreadable
-from ..data.records import SPLITS, listed
+from ..data.records import SPLITS, stop_or_say
 from ..errors import ArgumentError, DataError, MissingPackageError, NotFoundError
 from ..evaluation import Evaluation, Signature, evaluate, score_predictions
 from ..evaluation.compare import compare, confidence
@@ -226,7 +226,7 @@ def _of_data(options: argparse.Namespace, metrics: Sequence[str], ranks: Ranks) 
     )
     for note in dataset.notes:
         _say(note)
-    _stop_or_say(dataset.problems, options.skip_bad)
+    stop_or_say(dataset.problems, options.skip_bad, _say)
     split = choose_split([record.split for record in dataset.records], options.split, str(options.data))
     if ranks.count > 1:
         ranks.same({"data": dataset.fingerprint()}, "give all the same photos and captions")
@@ -302,19 +302,10 @@ def _refuse_unlike(name: str, differences: Sequence[str], force: bool) -> None:
         )
 
 
-def _stop_or_say(problems: Sequence[object], skip_bad: bool) -> None:
-    if not problems:
-        return
-    count = f"{len(problems):,} bad row{'s' * (len(problems) != 1)}"
-    if not skip_bad:
-        raise DataError(f"{count}; mend them, or leave them out with --skip-bad{listed(problems)}")
-    _say(f"left out: {count}{listed(problems)}")
-
-
 def _readable(records: Sequence[Record], skip_bad: bool, ranks: Ranks) -> list[Record]:
     """The records whose photos can be read: found out now rather than in the middle of the captioning."""
     bad = unreadable(records, show=None if ranks.first else False, ranks=ranks)
-    _stop_or_say(list(bad.values()), skip_bad)
+    stop_or_say(list(bad.values()), skip_bad, _say)
     if len(bad) == len(records):
         raise DataError("no photo to score is left")
     return [record for number, record in enumerate(records) if number not in bad]

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..checks import choice
-from ..errors import ShowtellError
+from ..errors import DataError, ShowtellError
 from ..image_spec import ImageSpec
 from ..images import load_image
 from ..progress import bar
 from ..vocabulary import Vocabulary
 
-__all__ = ["SPLITS", "Dataset", "LazyPhoto", "Problem", "Record", "listed", "photo_bytes", "wordless"]
+__all__ = ["SPLITS", "Dataset", "LazyPhoto", "Problem", "Record", "listed", "photo_bytes", "stop_or_say", "wordless"]
 
 SPLITS = ("train", "val", "test")
 """The splits a record can be in."""
@@ -195,6 +195,16 @@ def listed(lines: Sequence[object], limit: int = 10) -> str:
     """Lines for the end of a message: the first few, indented, and how many more there are."""
     more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
     return "".join(f"\n  {line}" for line in [*lines[:limit], *more])
+
+
+def stop_or_say(problems: Sequence[object], skip_bad: bool, say: Callable[[str], None]) -> None:
+    """Bad rows are an error, or left out and counted."""
+    if not problems:
+        return
+    count = f"{len(problems):,} bad row{'s' * (len(problems) != 1)}"
+    if not skip_bad:
+        raise DataError(f"{count}; mend them, or leave them out with --skip-bad (skip_bad=True){listed(problems)}")
+    say(f"left out: {count}{listed(problems)}")
 
 
 def _amount(records: Sequence[Record]) -> str:

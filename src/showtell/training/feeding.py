@@ -12,13 +12,13 @@ from ..captioner import Captioner
 from ..data import Augmented, Batches, CachedInputs, FeatureCache, ImageInputs, Record
 from ..data.augment import View, refused
 from ..data.inputs import CachedViews, unreadable
-from ..data.records import listed, wordless
+from ..data.records import stop_or_say, wordless
 from ..errors import ArgumentError, DataError
 from ..ranks import Ranks
 from .assemble import trunk_trains
 from .recipe import Recipe
 
-__all__ = ["Fed", "encoder_parameters", "feed", "stop_or_say"]
+__all__ = ["Fed", "encoder_parameters", "feed"]
 
 Say = Callable[[str], None]
 
@@ -124,16 +124,6 @@ def feed(
     train = batches(train_rows, plan.seed, bool(augmentation.names()))
     learnt, judged = ([records[i] for i in rows] for rows in (train_rows, val_rows))
     return Fed(train, batches(val_rows, 0), learnt, judged, trained)
-
-
-def stop_or_say(problems: Sequence[object], skip_bad: bool, say: Say) -> None:
-    """Bad rows stop the run, or are counted."""
-    if not problems:
-        return
-    count = f"{len(problems):,} bad row{'s' * (len(problems) != 1)}"
-    if not skip_bad:
-        raise DataError(f"{count}; mend them, or leave them out with skip_bad=True (--skip-bad){listed(problems)}")
-    say(f"skipping {count}:{listed(problems)}")
 
 
 def encoder_parameters(captioner: Captioner) -> Iterator[tuple[str, nn.Parameter]]:

@@ -11,12 +11,13 @@ from typing import Any, cast
 
 from ..captioner import Captioner
 from ..data import Batches, Dataset, Record, from_objects, read_dataset
+from ..data.records import stop_or_say
 from ..errors import DataError
 from ..metrics import DocumentFrequencies, scored_words
 from ..ranks import ALONE, Ranks
 from .about import About
 from .assemble import make_optimizer, trunk_trains
-from .feeding import encoder_parameters, feed, stop_or_say
+from .feeding import encoder_parameters, feed
 from .frequencies import cached_frequencies
 from .objectives import Objective
 from .phases import check_objective, of_scores, of_words
