@@ -21,7 +21,7 @@ FLOORS = {
     3: ["captioner"],
     3.5: ["ensemble"],
     4: ["data", "testing"],
-    5: ["evaluation"],
+    5: ["evaluation", "importing"],
     5.5: ["doctor"],
     6: ["training"],
     7: ["cli", "__init__"],

@@ -66,6 +66,8 @@ class AttentionLSTMDecoder(nn.Module):
         deep_output: the word before and what was seen reach the output layer directly.
         tied: the output layer uses the word embeddings (without deep output through a linear layer if hidden_dim
             isn't embed_dim).
+        scoring: "relu" in place of the tanh in e_i.
+        start: "linear" leaves out the tanh of the first h and c.
 
     Raises:
         ArgumentError: an option out of range, features without a grid, or a tensor of the wrong shape or type.
@@ -84,6 +86,8 @@ class AttentionLSTMDecoder(nn.Module):
         gate: Literal["scalar", "vector", "none"] = "scalar",
         deep_output: bool = True,
         tied: bool = False,
+        scoring: Literal["tanh", "relu"] = "tanh",
+        start: Literal["tanh", "linear"] = "tanh",
     ) -> None:
         """Build with fresh weights; nothing is fetched."""
         super().__init__()
@@ -96,6 +100,8 @@ class AttentionLSTMDecoder(nn.Module):
         self.gate = choice("AttentionLSTMDecoder gate", gate, ("scalar", "vector", "none"))
         self.deep_output = flag("AttentionLSTMDecoder deep_output", deep_output)
         self.tied = flag("AttentionLSTMDecoder tied", tied)
+        self.scoring = choice("AttentionLSTMDecoder scoring", scoring, ("tanh", "relu"))
+        self.start_by = choice("AttentionLSTMDecoder start", start, ("tanh", "linear"))
 
         self.words = Words(vocab_size, embed_dim, embed_dim if deep_output else hidden_dim, tied)
         self.start = nn.Linear(feature_dim, 2 * hidden_dim)
@@ -124,13 +130,16 @@ class AttentionLSTMDecoder(nn.Module):
             "gate": self.gate,
             "deep_output": self.deep_output,
             "tied": self.tied,
+            "scoring": self.scoring,
+            "start": self.start_by,
         }
 
     def prepare(self, features: Features) -> Rows:
         """Once an image: memory grid (N, L, D), keys (N, L, A), the first h and c (N, hidden_dim), a mask if given."""
         weight = self.keys.weight
         grid, mask = read_grid(features, self.feature_dim, weight, "attention-lstm.v1")
-        h, c = self.start(mean_region(grid, mask)).tanh().to(weight.dtype).chunk(2, dim=1)
+        first = self.start(mean_region(grid, mask))
+        h, c = (first.tanh() if self.start_by == "tanh" else first).to(weight.dtype).chunk(2, dim=1)
         memory = {"grid": grid, "keys": self.keys(grid), "h": h, "c": c}
         return memory if mask is None else {**memory, "mask": mask}
 
@@ -169,7 +178,8 @@ class AttentionLSTMDecoder(nn.Module):
     def _look(self, entering: Tensor, h: Tensor, c: Tensor, memory: Rows) -> _Look:
         """Look where h says, then run the LSTM; `entering` (R, 4 * hidden_dim) is what the word gives to its gates."""
         query = by_image(self.query(h), memory["keys"].shape[0])
-        attention = additive_scores(memory["keys"], query, self.score.weight, memory.get("mask")).softmax(2)
+        scores = additive_scores(memory["keys"], query, self.score.weight, memory.get("mask"), self.scoring == "relu")
+        attention = scores.softmax(2)
         seen = torch.bmm(attention, memory["grid"]).flatten(0, 1)
         if self.beta is not None:
             seen = self.beta(h).sigmoid() * seen

@@ -67,12 +67,13 @@ def by_image(rows: Tensor, images: int) -> Tensor:
     return rows.view(images, rows_per_image(rows.shape[0], images), *rows.shape[1:])
 
 
-def additive_scores(keys: Tensor, query: Tensor, score: Tensor, mask: Tensor | None) -> Tensor:
+def additive_scores(keys: Tensor, query: Tensor, score: Tensor, mask: Tensor | None, relu: bool = False) -> Tensor:
     """How well each region answers each row, minus infinity where masked; see `energies`.
 
     keys (N, L, A), query (N, K, A), score (1, A), mask (N, L) -> (N, K, L). The K rows share their image's keys.
     """
-    scores = energies(keys.unsqueeze(1) + query.unsqueeze(2), score).squeeze(3)
+    mixed = keys.unsqueeze(1) + query.unsqueeze(2)
+    scores = (F.linear(mixed.relu_(), score) if relu else energies(mixed, score)).squeeze(3)
     return scores if mask is None else scores.masked_fill(~mask.unsqueeze(1), -torch.inf)
 
 
