@@ -20,7 +20,7 @@ FLOORS = {
     2.8: ["asking"],
     3: ["captioner"],
     3.5: ["ensemble"],
-    4: ["data", "testing"],
+    4: ["data", "exporting", "testing"],
     5: ["evaluation", "importing"],
     5.5: ["doctor"],
     6: ["training"],

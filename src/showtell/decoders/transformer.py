@@ -133,7 +133,7 @@ class TransformerDecoder(nn.Module):
         self._check_length(max_length)
         cross = memory["cross"]
         kv = cross.new_zeros(*cross.shape[:4], max_length, cross.shape[5])
-        return {"kv": kv, "t": torch.zeros(len(cross), dtype=torch.int64, device=cross.device)}
+        return {"kv": kv, "t": torch.zeros(cross.shape[0], dtype=torch.int64, device=cross.device)}
 
     def step(self, tokens: Tensor, state: Rows, memory: Rows) -> tuple[Tensor, Rows]:
         """Tokens (R,) int64, state of R rows, memory of N rows -> logits (R, V) and the new state."""

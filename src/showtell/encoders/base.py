@@ -130,17 +130,18 @@ class BackboneEncoder(nn.Module, ABC):
             if self.grid_size is not None:
                 if shape is None:
                     raise ArgumentError("grid_size needs a backbone whose regions form a grid; leave it out")
-                cells = cells if cells.ndim == 4 else cells.transpose(1, 2).reshape(len(cells), -1, *shape)
+                cells = cells if cells.ndim == 4 else cells.transpose(1, 2).reshape(cells.shape[0], -1, *shape)
                 cells = F.adaptive_avg_pool2d(cells, self.grid_size)
                 shape = self.grid_size, self.grid_size
             grid = cells if cells.ndim == 3 else cells.flatten(2).transpose(1, 2)
-            boxes = None if shape is None else _boxes(shape, grid.device).expand(len(grid), -1, -1)
+            boxes = None if shape is None else _boxes(shape, grid.device).expand(grid.shape[0], -1, -1)
             return Features(pooled, grid, boxes=boxes)
 
     def _extracted(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """`extract`, on a CPU a few photos at a time, as the maps of many fall out of its caches: 1.5 to 4.7 times as
         fast for 32 photos (benchmarks/encoder_batches.py)."""
         whole_batch = images.device.type != "cpu" or torch.is_grad_enabled() or self.backbone.training
+        whole_batch = whole_batch or torch.compiler.is_exporting()
         if whole_batch or len(images) <= _CPU_PHOTOS:
             return self.extract(images)
         pooled, cells = zip(

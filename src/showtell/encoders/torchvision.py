@@ -255,5 +255,5 @@ class _VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         patches = self.conv_proj(x).flatten(2).transpose(1, 2)
-        tokens = self.encoder(torch.cat([self.class_token.expand(len(x), -1, -1), patches], dim=1))
+        tokens = self.encoder(torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], dim=1))
         return tokens[:, 0], tokens[:, 1:]

@@ -1,0 +1,165 @@
+"""An exported ONNX captioner, run by onnxruntime behind showtell's own interfaces."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..captioner import Captioner
+from ..checks import whole
+from ..decoders import unroll
+from ..errors import ArgumentError, FormatError, NotFoundError
+from ..image_spec import ImageSpec
+from ..protocols import Features, Forced
+from ..rows import Rows, repeat_rows, rows_per_image
+from ..search import search_from_config
+from ..strict_json import parse_object
+from ..vocabulary import Vocabulary
+from .write import FORMAT, package
+
+__all__ = ["load_onnx"]
+
+_KEYS = {"format", "format_version", "showtell", "image", "memory", "state", "vocab_size", "start", "end", "never",
+         "max_length", "int8", "generation"}  # fmt: skip
+
+
+class _Part(NamedTuple):
+    """One tensor of the memory or the state, without its rows."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def load_onnx(folder: str | os.PathLike[str], *, threads: int | None = None) -> Captioner:
+    """Open what `export(..., format="onnx")` wrote, as a captioner whose parts run in onnxruntime on the CPU.
+
+    Example:
+        ```python
+        captioner = load_onnx("exported")
+        print(captioner.caption("photo.jpg"))
+        ```
+
+    It captions with every search, streams and scores; it can't be trained, saved or say where it looked. `threads`
+    is of each graph; default: as torch has.
+
+    Raises:
+        NotFoundError: no such folder, or files are missing.
+        FormatError: files that showtell didn't write.
+        MissingPackageError: onnxruntime is missing.
+    """
+    folder = Path(folder)
+    missing = [
+        name
+        for name in ("exported.json", "tokenizer.json", "encoder.onnx", "step.onnx")
+        if not (folder / name).is_file()
+    ]
+    if missing:
+        raise NotFoundError(f"{folder} holds no captioner exported to ONNX: {', '.join(missing)} missing")
+    where = str(folder / "exported.json")
+    facts = parse_object((folder / "exported.json").read_bytes(), where, limit=2**20)
+    if facts.get("format") != FORMAT or facts.get("format_version") != 1 or set(facts) != _KEYS:
+        raise FormatError(f"{where} isn't what this showtell exports; export the captioner anew")
+    vocabulary = Vocabulary.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    count = torch.get_num_threads() if threads is None else whole("threads", threads, 1, 1024)
+    encoder = _Session(folder / "encoder.onnx", count)
+    step = _Session(folder / "step.onnx", count)
+    names = [*(f"memory.{name}" for name in facts["memory"]), *(f"state.{name}" for name in facts["state"])]
+    if encoder.outputs != names or step.inputs != [
+        "tokens",
+        *names[len(facts["memory"]) :],
+        *names[: len(facts["memory"])],
+    ]:
+        raise FormatError(f"{folder}: the graphs' inputs and outputs aren't those of exported.json")
+    parts = [_Part(name, shape, dtype) for name, (shape, dtype) in zip(names, encoder.shapes, strict=True)]
+    encode = _OnnxEncoder(encoder, parts, ImageSpec.from_config(facts["image"]))
+    decode = _OnnxDecoder(step, parts, len(vocabulary), facts["max_length"])
+    return Captioner(encode, decode, vocabulary, search=search_from_config(facts["generation"]))
+
+
+class _Session:
+    """A graph that onnxruntime has opened: tensors in, tensors out."""
+
+    def __init__(self, file: Path, threads: int) -> None:
+        runtime = package("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        try:
+            self._session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors share no base but this one
+            raise FormatError(f"{file} can't be opened by onnxruntime: {error!s:.300}") from error
+        self.inputs = [each.name for each in self._session.get_inputs()]
+        self.outputs = [each.name for each in self._session.get_outputs()]
+        kinds = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
+        try:
+            self.shapes = [(tuple(map(int, each.shape[1:])), kinds[each.type]) for each in self._session.get_outputs()]
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{file} has outputs of unknown types or shapes") from error
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        given = {name: t.contiguous().numpy() for name, t in zip(self.inputs, tensors, strict=True)}
+        return [torch.from_numpy(found) for found in self._session.run(None, given)]
+
+
+class _OnnxEncoder(nn.Module):
+    """The first graph. Its features hold all that the second needs to know of a photo, in one row."""
+
+    def __init__(self, session: _Session, parts: list[_Part], image_spec: ImageSpec) -> None:
+        super().__init__()
+        self.session = session
+        self.image_spec = image_spec
+        self.feature_dim = sum(math.prod(part.shape) for part in parts)
+
+    def forward(self, images: Tensor) -> Features:
+        rows = [part.reshape(part.shape[0], -1).float() for part in self.session(images.float())]
+        return Features(torch.cat(rows, dim=1))
+
+    def config(self) -> dict[str, Any]:
+        raise ArgumentError("an exported captioner isn't saved again; copy its folder")
+
+
+class _OnnxDecoder(nn.Module):
+    """The second graph, with what the first one said as memory."""
+
+    has_attention = False
+
+    def __init__(self, session: _Session, parts: list[_Part], vocab_size: int, max_length: int) -> None:
+        super().__init__()
+        self.session, self.parts, self.vocab_size = session, parts, vocab_size
+        self.max_length = whole("max_length", max_length, 1, 1000)
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def prepare(self, features: Features) -> Rows:
+        """A row a photo -> the memory's and the state's tensors."""
+        sizes = [math.prod(part.shape) for part in self.parts]
+        columns = torch.split(features.pooled, sizes, dim=1)
+        return {
+            part.name: column.to(part.dtype).view(-1, *part.shape)
+            for part, column in zip(self.parts, columns, strict=True)
+        }
+
+    def initial_state(self, memory: Rows, max_length: int) -> Rows:
+        if max_length > self.max_length:
+            raise ArgumentError(
+                f"this captioner was exported for at most {self.max_length} tokens, not {max_length}; choose a shorter "
+                "max_length, or export it anew with a larger one"
+            )
+        return {name: rows for name, rows in memory.items() if name.startswith("state.")}
+
+    def step(self, tokens: Tensor, state: Rows, memory: Rows) -> tuple[Tensor, Rows]:
+        fixed = {name: rows for name, rows in memory.items() if name.startswith("memory.")}
+        times = rows_per_image(tokens.shape[0], next(iter(memory.values())).shape[0])
+        logits, *after = self.session(tokens, *state.values(), *repeat_rows(fixed, times).values())
+        return logits, dict(zip(state, after, strict=True))
+
+    def forward(self, tokens: Tensor, memory: Rows, *, attention: bool = False) -> Forced:
+        if attention:
+            raise ArgumentError("an exported captioner can't say where it looked; ask the one it was made of")
+        return Forced(unroll(self, tokens, memory))

@@ -1,0 +1,164 @@
+"""Writing the graphs of a captioner and what is needed to run them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..captioner import Captioner
+from ..checks import choice, flag, whole
+from ..errors import ArgumentError, MissingPackageError
+from ..journal import create
+from ..search import search_to_config
+from ..storage import scratch_folder
+from ..version import __version__
+from .graphs import Graphs, trace
+
+__all__ = ["FORMAT", "export", "package"]
+
+FORMAT = "showtell.exported"
+
+
+def export(
+    captioner: Captioner,
+    folder: str | os.PathLike[str],
+    *,
+    format: Literal["onnx", "torch"] = "onnx",  # noqa: A002 - what people call it
+    int8: bool = False,
+    max_length: int | None = None,
+) -> None:
+    """Write a captioner as two programs that run without showtell: photos to memory, and one step of the decoder.
+
+    Example:
+        >>> import tempfile
+        >>> from showtell.testing import tiny_captioner
+        >>> folder = Path(tempfile.mkdtemp(), "exported")
+        >>> export(tiny_captioner(), folder, format="torch")
+        >>> sorted(file.name for file in folder.iterdir())
+        ['encoder.pt2', 'exported.json', 'step.pt2', 'tokenizer.json']
+
+    `encoder`: images (N, 3, H, W) float32 in 0..1, resized as exported.json says, to the memory and the first state,
+    N rows each. `step`: tokens (R,) int64, state and memory of R rows, to logits (R, V) and the new state; so a beam
+    search repeats the memory. exported.json names the tensors in their order, the special tokens, the photos' size
+    and the captioner's own search.
+
+    Args:
+        captioner: any whose encoder takes photos.
+        folder: must not exist.
+        format: "onnx" (needs `showtell[onnx]`) or "torch", a `torch.export` program to be opened by
+            `torch.export.load`. Open only programs that you trust: they are code.
+        int8: linear layers in 8 bits, computed dynamically ("onnx" only); smaller, and a little worse.
+        max_length: the most tokens a caption can have; default: that of the captioner's own search,
+            at least 20.
+
+    Raises:
+        ArgumentError: the folder exists, or a part can't be exported.
+        MissingPackageError: onnx, onnxscript or onnxruntime is missing.
+    """
+    choice("format", format, ("onnx", "torch"))
+    if flag("int8", int8) and format != "onnx":
+        raise ArgumentError('int8 belongs to format="onnx"')
+    length = max(captioner.search.max_length, 20) if max_length is None else whole("max_length", max_length, 1, 1000)
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        raise ArgumentError(f"{folder} exists already; name a new folder to export to")
+    if format == "onnx":
+        for name in ("onnx", "onnxscript", *(["onnxruntime"] if int8 else [])):
+            package(name)
+    with scratch_folder() as made, _quietly():
+        try:
+            graphs = trace(captioner, length)
+        except (RuntimeError, TypeError, ValueError) as error:  # torch.export says why in any of these
+            raise ArgumentError(
+                f"{type(captioner.encoder).__name__} and {type(captioner.decoder).__name__} can't be exported: "
+                f"{' '.join(str(error).split()):.500}"
+            ) from error
+        (_write_onnx if format == "onnx" else _write_programs)(graphs, made)
+        if int8:
+            _to_int8(made)
+        _describe(captioner, graphs, length, int8, made)
+        files = {file.name: file.read_bytes() for file in made.iterdir()}
+    if not create(folder, files):
+        raise ArgumentError(f"{folder} exists already; name a new folder to export to")
+
+
+def package(name: str) -> Any:
+    """An optional package, or a clear error."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(
+            f'ONNX needs the package {name.split(".")[0]}: pip install "showtell[onnx]"'
+        ) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """What torch's exporter warns about is its own future."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _write_programs(graphs: Graphs, folder: Path) -> None:
+    torch.export.save(graphs.encoder, folder / "encoder.pt2")
+    torch.export.save(graphs.step, folder / "step.pt2")
+
+
+def _write_onnx(graphs: Graphs, folder: Path) -> None:
+    memory, state = (
+        [f"{kind}.{name}" for name in names] for kind, names in zip(("memory", "state"), graphs[2:], strict=True)
+    )
+    after = [f"new_{name}" for name in state]
+    for program, name, inputs, outputs in (
+        (graphs.encoder, "encoder", ["images"], [*memory, *state]),
+        (graphs.step, "step", ["tokens", *state, *memory], ["logits", *after]),
+    ):
+        made = torch.onnx.export(
+            program, dynamo=True, input_names=inputs, output_names=outputs, verbose=False, external_data=False
+        )
+        assert made is not None
+        made.save(folder / f"{name}.onnx")
+
+
+def _to_int8(folder: Path) -> None:
+    onnx, quantization = package("onnx"), package("onnxruntime.quantization")
+    for name in ("encoder", "step"):
+        file = folder / f"{name}.onnx"
+        graph = onnx.load(file)
+        del graph.graph.value_info[:]  # shapes of before, which the transposed weights contradict
+        onnx.save(graph, file)
+        quantization.quantize_dynamic(
+            file, file.with_suffix(".int8"), op_types_to_quantize=["MatMul", "Gemm"],
+            weight_type=quantization.QuantType.QInt8, per_channel=True,
+        )  # fmt: skip
+        file.with_suffix(".int8").replace(file)
+
+
+def _describe(captioner: Captioner, graphs: Graphs, max_length: int, int8: bool, folder: Path) -> None:
+    words = captioner.vocabulary
+    facts = {
+        "format": FORMAT,
+        "format_version": 1,
+        "showtell": __version__,
+        "image": captioner.encoder.image_spec.to_config(),
+        "memory": list(graphs.memory),
+        "state": list(graphs.state),
+        "vocab_size": len(words),
+        "start": words.start_id,
+        "end": words.end_id,
+        "never": [words.pad_id, words.start_id, words.unk_id],
+        "max_length": max_length,
+        "int8": int8,
+        "generation": search_to_config(captioner.search),
+    }
+    (folder / "exported.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").write_text(words.to_json(), encoding="utf-8")
