@@ -95,7 +95,8 @@ def test_int8_is_smaller_and_nearly_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     words = tiny_captioner().vocabulary
     encoder = TorchvisionEncoder("squeezenet1_1", height=64)
-    whole = Captioner(encoder, LSTMDecoder(len(words), 512, embed_dim=256, hidden_dim=512, layers=2), words).eval()
+    decoder = LSTMDecoder(len(words), 512, embed_dim=256, hidden_dim=256, layers=2, tied=True)
+    whole = Captioner(encoder, decoder, words).eval()
     assert main_export(whole, tmp_path, "--int8") == 0
     export(whole, tmp_path / "float")
     large, small = ((tmp_path / name / "step.onnx").stat().st_size for name in ("float", "out"))

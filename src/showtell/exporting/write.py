@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,12 +136,25 @@ def _to_int8(folder: Path) -> None:
         file = folder / f"{name}.onnx"
         graph = onnx.load(file)
         del graph.graph.value_info[:]  # shapes of before, which the transposed weights contradict
+        _untie(graph.graph)
         onnx.save(graph, file)
         quantization.quantize_dynamic(
             file, file.with_suffix(".int8"), op_types_to_quantize=["MatMul", "Gemm"],
             weight_type=quantization.QuantType.QInt8, per_channel=True,
         )  # fmt: skip
         file.with_suffix(".int8").replace(file)
+
+
+def _untie(graph: Any) -> None:
+    """Copy linear layers' weights that something else reads too: the quantizer transposes them in place."""
+    readers = Counter(name for node in graph.node for name in node.input)
+    weights = {each.name: each for each in graph.initializer}
+    for number, node in enumerate(graph.node):
+        name = node.input[1] if node.op_type == "Gemm" else ""
+        if name in weights and readers[name] > 1:
+            copy = graph.initializer.add()
+            copy.CopyFrom(weights[name])
+            copy.name = node.input[1] = f"{name}.{number}"
 
 
 def _describe(captioner: Captioner, graphs: Graphs, max_length: int, int8: bool, folder: Path) -> None:
