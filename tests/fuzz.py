@@ -374,17 +374,23 @@ def _watch(seed: int, numbers: range, place: Path, home: Path, ends: Counter[str
     paths = [str(HERE), str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(home), "TMPDIR": str(home)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=home, env=environment, text=True, bufsize=1)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=home, env=environment, bufsize=0)
     assert process.stdout is not None
-    running, began = numbers.start - 1, time.monotonic()
+    running, began, unread = numbers.start - 1, time.monotonic(), b""
     try:
         while True:
             patience = 120.0 if running < numbers.start else SECONDS
-            ready, _, _ = select.select([process.stdout], [], [], max(0.0, began + patience - time.monotonic()))
-            line = process.stdout.readline() if ready else ""
-            if not ready:
-                bad.append(f"case {running}: BAD: no end after {patience:g} s")
-                return running + 1
+            while b"\n" not in unread:
+                ready, _, _ = select.select([process.stdout], [], [], max(0.0, began + patience - time.monotonic()))
+                if not ready:
+                    bad.append(f"case {running}: BAD: no end after {patience:g} s")
+                    return running + 1
+                piece = os.read(process.stdout.fileno(), 65536)
+                unread += piece
+                if not piece:
+                    break
+            first, _, unread = unread.partition(b"\n")
+            line = first.decode("utf-8", "replace")
             kind, _, rest = line.partition(" ")
             if kind == "begin":
                 running, began = int(rest), time.monotonic()
