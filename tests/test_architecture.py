@@ -9,7 +9,18 @@ from pathlib import Path
 SOURCE = Path(__file__).parent.parent / "src" / "showtell"
 FLOORS = {
     0: ["errors", "version"],
-    0.5: ["rows", "checks", "devices", "garbage", "image_spec", "memo", "progress", "ranks", "strict_json"],
+    0.5: [
+        "rows",
+        "checks",
+        "deprecation",
+        "devices",
+        "garbage",
+        "image_spec",
+        "memo",
+        "progress",
+        "ranks",
+        "strict_json",
+    ],
     1: ["protocols", "registry", "search", "images", "journal", "weights", "tokenizer_json"],
     1.2: ["tensor_file"],
     1.5: ["vocabulary", "storage", "hub", "metrics"],

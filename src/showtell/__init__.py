@@ -8,6 +8,7 @@ Example:
 from .captioner import Caption, Captioner
 from .constraints import Constraints
 from .data import Batch, Batches, Dataset, FeatureCache, Problem, Record, from_objects, read_dataset
+from .deprecation import Moved, finder
 from .doctor import diagnose
 from .encoders import create_pretrained
 from .ensemble import Ensemble
@@ -37,6 +38,9 @@ from .search import Beam, DiverseBeam, Greedy, Hypotheses, Sample
 from .training import CrossEntropy, Recipe, Trainer, train
 from .version import __version__
 from .vocabulary import Vocabulary
+
+_MOVED: dict[str, Moved] = {}
+__getattr__ = finder("showtell", _MOVED, globals())
 
 __all__ = [
     "ArgumentError",
