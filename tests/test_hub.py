@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from make_golden import GOLDEN
+from showtell.cli import main
 from showtell.errors import ArgumentError, NotFoundError
 from showtell.hub import model_card, push, resolve
 from showtell.storage import read_folder, write_folder
@@ -65,6 +67,14 @@ class StandIn(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/api/models/(\w+/[\w-]+)/branch/(\w+)", path):
             self.server.repos[found[1]].setdefault(found[2], {})
             self.answer({})
+        elif found := re.fullmatch(r"/api/models/(\w+/[\w-]+)/tag/(\w+)", path):
+            revisions, tag = self.server.repos[found[1]], json.loads(body)["tag"]
+            name = next((name for name in revisions if found[2] in (name, sha(name))), None)
+            if name is None or tag in revisions:
+                self.refuse(404 if name is None else 409, "RevisionNotFound" if name is None else "TagExists")
+            else:
+                revisions[tag] = dict(revisions[name])
+                self.answer({})
         elif re.fullmatch(r"/api/models/(\w+/[\w-]+)/preupload/(\w+)", path):
             files = [
                 {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
@@ -148,8 +158,15 @@ CLIENT = """
 import json, sys
 from showtell import hub
 from showtell.errors import ShowtellError
+def load(**arguments):
+    from make_golden import said
+    from showtell import Captioner
+    return json.dumps(said(Captioner.from_pretrained(**arguments)))
 for function, arguments in json.loads(sys.argv[1]):
     try:
+        if function == "load":
+            print(json.dumps(load(**arguments)))
+            continue
         print(json.dumps(str(getattr(hub, function)(**arguments))))
     except ShowtellError as error:
         print(json.dumps(f"{type(error).__name__}: {error}"))
@@ -168,7 +185,7 @@ def client(address: str, home: Path, *calls: tuple[str, dict[str, Any]], **envir
     }
     done = subprocess.run(
         [sys.executable, "-c", CLIENT, json.dumps(calls)],
-        env={**kept, **settings, **environment},
+        env={**kept, **settings, "PYTHONPATH": str(Path(__file__).parent), **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -228,6 +245,34 @@ def test_a_captioner_goes_to_the_hub_and_comes_back(hub: Hub, tmp_path: Path) ->
     assert offline[0] == fetched
     assert offline[1].startswith("NotFoundError: 'u/cats' isn't in the cache")
     assert offline[2] == "HubError: the Hub can't be used while HF_HUB_OFFLINE is set; unset it"
+
+
+def test_an_upload_is_tagged_loaded_by_its_tag_and_says_the_same(hub: Hub, tmp_path: Path) -> None:
+    home, upload = tmp_path / "home", {"repo_id": "u/dogs", "token": "hf_good", "tag": "v1"}
+    lstm, attention = (str(GOLDEN / name) for name in ("lstm", "attention"))
+    hub.repos["u/other"] = {"main": {"config.json": b'{"model_type": "bert"}', "tokenizer.json": b"{}",
+                                     "model.safetensors": b"", "README.md": b"library_name: transformers"}}  # fmt: skip
+    hub.repos["u/empty"] = {"main": {"README.md": b"nothing yet"}}
+    _, first, again, newest, tagged, offline, other, empty = client(
+        hub.address,
+        home,
+        ("push", {**upload, "folder": lstm}),
+        ("load", {"source": "u/dogs", "revision": "v1"}),
+        ("push", {**upload, "folder": attention}),
+        ("load", {"source": "u/dogs"}),
+        ("load", {"source": "u/dogs", "revision": "v1"}),
+        ("load", {"source": "u/dogs", "revision": "v1", "local_files_only": True}),
+        ("load", {"source": "u/other"}),
+        ("load", {"source": "u/empty"}),
+    )
+    says = {name: json.loads((GOLDEN / name / "says.json").read_bytes()) for name in ("lstm", "attention")}
+    assert json.loads(first) == json.loads(tagged) == json.loads(offline) == says["lstm"]
+    assert again.startswith("HubError: the Hub can't be reached or refuses, for 'u/dogs'")
+    assert json.loads(newest) == says["attention"]
+    assert "is no showtell captioner's" in other
+    assert other.startswith("FormatError")
+    assert empty.startswith("NotFoundError")
+    assert "config.json" in empty
 
 
 def test_only_the_needed_files_are_fetched_and_failures_say_what_to_do(hub: Hub, tmp_path: Path) -> None:
@@ -302,6 +347,24 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_path_that_does_not_exist_is_not_looked_for_on_the_hub(source: Any) -> None:
     with pytest.raises(NotFoundError, match="there is no folder"):
         resolve(source)
+
+
+def test_the_command_pushes_captioners_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("showtell.hub.push", lambda *a, **k: asked.append((a, k)) or "https://hub/u/dogs")
+    assert main(["push", str(GOLDEN / "lstm"), "u/dogs", "--private", "--tag", "v1"]) == 0
+    assert capsys.readouterr().out == "https://hub/u/dogs\n"
+    assert asked[0][0] == (GOLDEN / "lstm", "u/dogs")
+    assert asked[0][1]["private"]
+    assert asked[0][1]["tag"] == "v1"
+    for name in FILES:
+        (tmp_path / name).write_text("{}")
+    assert main(["push", str(tmp_path), "u/dogs"]) == 2
+    assert main(["push", str(tmp_path / "nothing"), "u/dogs"]) == 2
+    assert len(asked) == 1
+    assert "is no showtell captioner's" in capsys.readouterr().err
 
 
 def test_what_is_no_captioner_or_no_name_is_not_pushed(tmp_path: Path) -> None:

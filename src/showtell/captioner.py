@@ -352,6 +352,7 @@ class Captioner(Asking, nn.Module):
         private: bool | None = None,
         token: str | bool | None = None,
         revision: str | None = None,
+        tag: str | None = None,
         commit_message: str = "Upload a showtell captioner",
         weights_dtype: str | None = None,
         card: str | None = None,
@@ -362,13 +363,15 @@ class Captioner(Asking, nn.Module):
             >>> Captioner.default().push_to_hub("user/my-captioner", private=True)  # doctest: +SKIP
             'https://huggingface.co/user/my-captioner'
 
-        The repository is made if absent. Raises HubError when the Hub can't be reached or refuses.
+        The repository is made if absent; the files go to the branch `revision` ("main"), and `tag` names this upload
+        for good. `private` is for a new repository. Raises HubError when the Hub can't be reached or refuses.
         """
         with storage.scratch_folder() as folder:
             self.save_pretrained(folder, weights_dtype=weights_dtype, card=card)
             return hub.push(
-                folder, repo_id, private=private, token=token, revision=revision, commit_message=commit_message
-            )
+                folder, repo_id, private=private, token=token, revision=revision, tag=tag,
+                commit_message=commit_message,
+            )  # fmt: skip
 
 
 def _parts(captioner: Captioner) -> dict[str, nn.Module]:

@@ -84,13 +84,15 @@ def push(
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
+    tag: str | None = None,
     commit_message: str = "Upload a showtell captioner",
 ) -> str:
     """Upload a saved captioner to the Hub and return the address of its repository.
 
     The repository, and the branch `revision`, are made if absent; only config.json, tokenizer.json, model.safetensors
-    and README.md are uploaded. `private` is for a new repository; default: as the account says. `token` is as for
-    `resolve`.
+    and README.md are uploaded. `private` is for a new repository; default: as the account says. `tag` names this
+    upload for good, "v1.0" say, to load it by (`revision="v1.0"`); a tag that is there is refused once the files are
+    uploaded. `token` is as for `resolve`.
 
     Raises:
         ArgumentError: `repo_id` isn't "name" or "user/name".
@@ -110,13 +112,15 @@ def push(
         repository = api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repository.repo_id, branch=revision, exist_ok=True)
-        api.upload_folder(
+        uploaded = api.upload_folder(
             repo_id=repository.repo_id,
             folder_path=Path(folder),
             revision=revision,
             commit_message=commit_message,
             allow_patterns=list(FILES),
         )
+        if tag is not None:
+            api.create_tag(repository.repo_id, tag=tag, revision=uploaded.oid)
     return str(repository)
 
 

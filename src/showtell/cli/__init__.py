@@ -1,4 +1,4 @@
-"""The command line: `showtell caption | train | evaluate | doctor | import | export | recipes | info | data`."""
+"""The command line: `showtell caption | train | evaluate | doctor | import | export | push | recipes | info | data`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..errors import ShowtellError
 from ..version import __version__
-from . import caption, data, doctor, evaluate, export, importing, info, recipes, train
+from . import caption, data, doctor, evaluate, export, importing, info, push, recipes, train
 
 __all__ = ["build_parser", "main"]
 
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"showtell {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (caption, train, evaluate, doctor, importing, export, recipes, info, data):
+    for module in (caption, train, evaluate, doctor, importing, export, push, recipes, info, data):
         module.add_command(commands)
     return parser
 

@@ -1,0 +1,44 @@
+"""`showtell push`: a saved captioner to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .. import hub
+from ..storage import read_folder
+
+__all__ = ["add_command"]
+
+
+def add_command(commands: Any) -> None:
+    """Add `push` to the parser."""
+    parser = commands.add_parser(
+        "push",
+        help="upload a saved captioner to the Hugging Face Hub",
+        description="Upload config.json, tokenizer.json, model.safetensors and README.md, nothing else. Who you are is "
+        "what `hf auth login` or HF_TOKEN says.",
+        epilog="example: showtell push runs/holiday user/holiday --private --tag v1.0",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a saved captioner")
+    parser.add_argument("repository", metavar="USER/NAME", help="where to; made if absent")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="the branch to upload to (default: main)")
+    parser.add_argument("--tag", help="name this upload for good, to load it by")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    read_folder(options.folder)  # nobody else's model goes up as a captioner
+    address = hub.push(
+        options.folder,
+        options.repository,
+        private=options.private,
+        revision=options.revision,
+        tag=options.tag,
+        commit_message=f"Upload {options.folder.resolve().name} with showtell",
+    )
+    print(address)
+    return 0
