@@ -285,11 +285,11 @@ class Captioner(Asking, nn.Module):
 
     @classmethod
     def default(cls, **options: Any) -> Self:
-        """The captioner that comes with showtell: real photos, offline, about 10 MB.
+        """The captioner that comes with showtell: real photos, offline, 14 MB.
 
         Example:
             >>> Captioner.default().encoder.feature_dim
-            1280
+            288
 
         `options` are `from_pretrained`'s `device` and `dtype`. For research and non-commercial use, as the data
         it was trained on asks; see docs/default-model.md.
