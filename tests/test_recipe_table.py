@@ -160,7 +160,7 @@ def test_resnet50_512_is_frozen_and_has_one_layer_of_512() -> None:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_our_own_go_on_with_self_critical_training_and_the_others_do_not(name: str) -> None:
-    ours = name.endswith("-coco") or name in ("flickr8k-best", "flickr8k-show-tell")
+    ours = name.endswith("-coco") or name in ("flickr8k-best", "flickr8k-default", "flickr8k-show-tell")
     assert (load_recipe(name).self_critical_epochs > 0) == ours
 
 
