@@ -60,7 +60,7 @@ def test_every_option_of_every_decoder_can_be_set(kind: Any) -> None:
     names = {LSTMDecoder: "lstm.v1", AttentionLSTMDecoder: "attention-lstm.v1", AdaptiveLSTMDecoder: "adaptive-lstm.v1"}
     recipe = load_recipe("default").changed({"decoder": names.get(kind, "transformer.v1")})
     own = {name: p.default for name, p in inspect.signature(kind).parameters.items() if p.default is not p.empty}
-    own = {name: default for name, default in own.items() if name not in ("scoring", "start")}  # imported ones have them
+    own = {name: value for name, value in own.items() if name not in ("scoring", "start")}  # of imported ones
     assert set(recipe.decoder_options()) == set(own)
     if kind is not LSTMDecoder:
         assert recipe.decoder_options() == own
