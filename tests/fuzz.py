@@ -29,6 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SECONDS, MEMORY = 10.0, 2 * 2**30
+TARGET_FILES = {"config.json", "tokenizer.json", "model.safetensors", "captions.csv", "captions.jsonl", "captions.json", "captions.token",
+                "predictions.json", "references.json", "result.json", "recipe.toml", "checkpoint.pt", "vocab.pkl", "words2.json"}  # fmt: skip
 HERE = Path(__file__).parent
 
 
@@ -364,6 +366,10 @@ def fuzz(count: int, seed: int, *, first: int = 0) -> Report:
         home.mkdir()
         while after < first + count:
             after = _watch(seed, range(after, first + count), place, home, ends, bad)
+        kept = {"captioner-" + name for name in ("config.json", "tokenizer.json", "model.safetensors")} | {"data"}
+        known = {"photo.jpg", "ok.json", "saved.json", "words.json", "trap"} | kept
+        known |= {path.name for path in place.glob("photo.*")} | TARGET_FILES
+        bad += [f"BAD: files written: {name}" for name in sorted({path.name for path in place.iterdir()} - known)]
         bad += [f"BAD: written outside: {path}" for path in home.rglob("*") if path.is_file()]
     return Report(ends, bad)
 

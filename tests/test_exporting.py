@@ -67,6 +67,9 @@ def test_onnx_says_the_same_with_every_search_and_any_number_of_photos(kind: str
         assert [each.text for each in theirs] == [each.text for each in ours]
         assert [each.log_prob for each in theirs] == pytest.approx([each.log_prob for each in ours], abs=1e-3)
     assert found.caption(photos()[0]).text == texts(whole)[0]
+    if kind == "transformer":
+        with pytest.raises(ArgumentError, match="at most 20 tokens"):
+            found.caption(photos(), search="greedy:max_length=21")
     score, same = (each.score(photos()[:2], [" ".join(whole.vocabulary.words[4:8])] * 2) for each in (found, whole))
     assert [s.log_prob for s in score] == pytest.approx([s.log_prob for s in same], abs=1e-3)
 
@@ -146,10 +149,11 @@ def test_a_damaged_export_is_refused(tmp_path: Path) -> None:
     whole, folder = captioner("attention"), tmp_path / "out"
     export(whole, folder)
     found = load_onnx(folder)
-    with pytest.raises(ArgumentError, match="at most 20 tokens"):
-        found.caption(photos(), search="greedy:max_length=21")
+    with pytest.raises(ArgumentError, match="exported for images"):
+        found.encode_pixels(torch.rand(1, 3, 32, 64))
     with pytest.raises(ArgumentError, match="copy its folder"):
         found.save_pretrained(tmp_path / "saved")
+    assert found.for_inference().caption(photos()[0]).text == whole.caption(photos()[0]).text
     with pytest.raises(NotFoundError, match=r"step\.onnx"):
         load_onnx(tmp_path)
     for name in ("exported.json", "tokenizer.json", "encoder.onnx", "step.onnx"):
@@ -160,8 +164,21 @@ def test_a_damaged_export_is_refused(tmp_path: Path) -> None:
                 load_onnx(folder)
         (folder / name).write_bytes(whole_file)
     (folder / "step.onnx").write_bytes((folder / "encoder.onnx").read_bytes())
-    with pytest.raises(FormatError, match="inputs and outputs"):
+    with pytest.raises(FormatError, match="don't belong together"):
         load_onnx(folder)
+    facts = json.loads((folder / "exported.json").read_bytes())
+    for key in facts:
+        for odd in (None, True, 1.5, -1, "x", [], {}, [1], ["a"]):
+            if odd == facts[key] or key in ("showtell", "int8") or (key, odd) == ("max_length", None):
+                continue
+            (folder / "exported.json").write_text(json.dumps({**facts, key: odd}))
+            with pytest.raises((FormatError, ArgumentError)):
+                load_onnx(folder)
+    for nothing in (None, 5):
+        with pytest.raises(ArgumentError):
+            load_onnx(nothing)  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError):
+            export(nothing, folder)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

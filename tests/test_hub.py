@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -353,18 +354,43 @@ def test_the_command_pushes_captioners_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("showtell.hub.push", lambda *a, **k: asked.append((a, k)) or "https://hub/u/dogs")
+
+    def push_instead(folder: Path, *rest: Any, **options: Any) -> str:
+        asked.append((read_folder(folder).config, rest, options))
+        return "https://hub/u/dogs"
+
+    monkeypatch.setattr("showtell.hub.push", push_instead)
     assert main(["push", str(GOLDEN / "lstm"), "u/dogs", "--private", "--tag", "v1"]) == 0
     assert capsys.readouterr().out == "https://hub/u/dogs\n"
-    assert asked[0][0] == (GOLDEN / "lstm", "u/dogs")
-    assert asked[0][1]["private"]
-    assert asked[0][1]["tag"] == "v1"
+    assert asked[0][0] == read_folder(GOLDEN / "lstm").config
+    assert asked[0][1] == ("u/dogs",)
+    assert asked[0][2]["private"]
+    assert asked[0][2]["tag"] == "v1"
+    shutil.copytree(GOLDEN / "lstm", tmp_path / "mixed")
+    shutil.copyfile(GOLDEN / "attention" / "model.safetensors", tmp_path / "mixed" / "model.safetensors")
+    assert main(["push", str(tmp_path / "mixed"), "u/dogs"]) == 2
+    assert "don't fit" in capsys.readouterr().err
     for name in FILES:
         (tmp_path / name).write_text("{}")
     assert main(["push", str(tmp_path), "u/dogs"]) == 2
     assert main(["push", str(tmp_path / "nothing"), "u/dogs"]) == 2
     assert len(asked) == 1
     assert "is no showtell captioner's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tag", ["", "v 1", 5, "../x", "-v", "a" * 101])
+def test_a_tag_is_checked_before_anything_is_uploaded(tag: Any) -> None:
+    with pytest.raises(ArgumentError, match="a tag is a short name"):
+        push(GOLDEN / "lstm", "u/dogs", tag=tag)
+
+
+def test_a_readme_that_is_no_card_is_not_uploaded(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "lstm", tmp_path / "mine")
+    (tmp_path / "secret.txt").write_text("password")
+    (tmp_path / "mine" / "README.md").unlink()
+    (tmp_path / "mine" / "README.md").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(ArgumentError, match="no model card"):
+        push(tmp_path / "mine", "u/dogs")
 
 
 def test_what_is_no_captioner_or_no_name_is_not_pushed(tmp_path: Path) -> None:

@@ -183,6 +183,9 @@ def test_nothing_that_a_pickle_asks_for_is_run(tmp_path: Path) -> None:
         b"\x80\x04\x96" + (2**40).to_bytes(8, "little") + b"x.",  # a bytearray of a terabyte
         b"\x80\x02r\xff\xff\xff\xff.", b"\x80\x04N" + b"r\xff\xff\xff\xff" + b".",  # a memo of 4 billion places
         b"(" * 100_000, b"]" * 5000 + b"a" * 4999 + b".",
+        b"\x80\x02)" + b"2\x86" * 40 + b"q\x00}h\x00K\x01s.",  # a key that takes for ever to be hashed
+        pickle.dumps({k * (2**61 - 1): "w" for k in range(1, 9)}), pickle.dumps({float("inf"): "a", 1: "b"}),
+        pickle.dumps({10**5000: "a"}), pickle.dumps({"a": 10**5000}), b"\x80\x02cfoo\nBar\n)\x81.", b"]" * 5_100_000,
         b"\x80\x02U\x01aQ.", b"\x80\x05\x97.", b"\x80\x02\x82\x01.",
     ],
 )  # fmt: skip
@@ -205,11 +208,52 @@ def test_tensors_that_claim_more_than_the_file_holds_are_refused(tmp_path: Path)
 
     storage = torch.ones(4).untyped_storage()
     typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)
-    for claimed in ((0, (10**9,), (0,)), (0, (2, 3), (3, 1)), (2, (3,), (1,)), (-1, (2,), (1,)), (0, (2,), ("x",))):
+    growing = [2]
+    for claimed in (
+        (0, growing, [1]),
+        (0, (2,), [1]),
+        (0, b"\x02", (1,)),
+        (0, (0, 2**47, 2**47), (1, 1, 1)),
+        (0, (10**9,), (0,)),
+        (0, (2, 3), (3, 1)),
+        (2, (3,), (1,)),
+        (-1, (2,), (1,)),
+        (0, (2,), ("x",)),
+    ):
         path = tmp_path / "claim.pt"
         torch.save({"w": Claim(typed, *claimed, False, {})}, path)
         with pytest.raises(FormatError, match=r"claim\.pt"):
             read_checkpoint(path)
+
+
+def test_modules_that_share_their_children_without_end_are_refused(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(1, 1))
+    for _ in range(40):
+        parent = torch.nn.Module()
+        parent.a = parent.b = module
+        module = parent
+    save({"encoder": module, "decoder": module}, tmp_path / "dag.pt")
+    (tmp_path / "words.json").write_text(json.dumps(MAP))
+    with pytest.raises(FormatError, match=r"nest deeper|in a circle"):
+        import_checkpoint([tmp_path / "dag.pt"], tmp_path / "words.json")
+
+
+def test_sizes_are_compared_before_memory_is_taken(tmp_path: Path) -> None:
+    encoder, decoder = EncoderCNN(8, True).state_dict(), DecoderRNN(len(MAP), 8, 12, 1).state_dict()
+    decoder["linear.weight"] = torch.zeros(1).expand(len(MAP), 60_000).contiguous()  # an LSTM of 58 GB
+    for state, name in ((encoder, "e.pkl"), (decoder, "d.pkl")):
+        torch.save(state, tmp_path / name)
+    (tmp_path / "words.json").write_text(json.dumps(MAP))
+    with pytest.raises(FormatError, match=r"lstm\.weight_ih_l0.*has the shape"):
+        import_checkpoint([tmp_path / "e.pkl", tmp_path / "d.pkl"], tmp_path / "words.json")
+
+
+def test_what_a_pickle_sets_on_a_stand_in_is_gone_with_it(tmp_path: Path) -> None:
+    read_pickle(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x04\x00\x00\x00evilX\x01\x00\x00\x00xsb.", "x")
+    from showtell.importing import pickles
+
+    assert "evil" not in vars(pickles._Inert._tensor)
+    assert "evil" not in vars(pickles)
 
 
 def test_strided_and_half_tensors_come_out_as_they_were(tmp_path: Path) -> None:

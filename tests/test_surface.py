@@ -13,6 +13,7 @@ import json
 import re
 import typing
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def members(kind: type) -> dict[str, str]:
             continue
         if isinstance(inspect.getattr_static(kind, name), property):
             found[name] = "property"
+        elif isinstance(member, int | str):
+            found[name] = repr(member)
         elif callable(member):
             found[name] = signature(member)
     return found
@@ -64,15 +67,28 @@ def described(thing: Any) -> Any:
 def commands() -> dict[str, dict[str, Any]]:
     """Every command's options: what they are called, what they take and what is left out."""
     found = {}
-    kinds = build_parser()._subparsers
-    assert kinds is not None
-    for name, parser in kinds._group_actions[0].choices.items():  # type: ignore[union-attr, index]
+    for name, parser in _parsers("", build_parser()):
         found[name] = {
-            " ".join(action.option_strings) or action.dest: [str(action.nargs), str(action.default), _choices(action)]
+            " ".join(action.option_strings) or action.dest: [
+                type(action).__name__,
+                action.required,
+                str(action.type),
+                str(action.nargs),
+                str(action.default),
+                _choices(action),
+            ]
             for action in parser._actions
             if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction)
         }
     return found
+
+
+def _parsers(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    yield name, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, one in action.choices.items():
+                yield from _parsers(f"{name} {word}".strip(), one)
 
 
 def _choices(action: argparse.Action) -> Any:

@@ -101,6 +101,13 @@ def push(
     """
     if not isinstance(repo_id, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?", repo_id):
         raise ArgumentError(f"a repository of the Hub is named like 'user/name', not {repo_id!r:.200}")
+    if tag is not None and not (isinstance(tag, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", tag)):
+        raise ArgumentError(
+            f"a tag is a short name such as 'v1.0', of letters, digits, '.', '_' and '-', not {tag!r:.120}"
+        )
+    card = Path(folder) / FILES[3]
+    if card.is_file() and b"library_name: showtell" not in card.read_bytes():
+        raise ArgumentError(f"{card} is no model card of showtell; move it away, or save the captioner anew")
     missing = [name for name in FILES[:3] if not (Path(folder) / name).is_file()]
     if missing:
         raise NotFoundError(f"{folder} holds no saved captioner: {', '.join(missing)} missing")

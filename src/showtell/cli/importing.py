@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..errors import ArgumentError
 from ..hub import model_card
 from ..importing import import_checkpoint
 from ..storage import check_place
@@ -36,6 +37,8 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
+    if not str(options.output).strip("."):
+        raise ArgumentError("--output names no folder; give a new one")
     check_place(options.output)
     captioner = import_checkpoint(options.files, options.words)
     card = model_card(

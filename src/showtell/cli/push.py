@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .. import hub
-from ..storage import read_folder
+from ..captioner import Captioner
+from ..errors import NotFoundError
 
 __all__ = ["add_command"]
 
@@ -29,11 +29,17 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def check_folder(folder: Path) -> Path:
+    """A folder of this machine: a Hub id would be fetched and pushed again."""
+    if not folder.is_dir():
+        raise NotFoundError(f"there is no folder {folder}; give that of a saved captioner")
+    return folder
+
+
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    read_folder(options.folder)  # nobody else's model goes up as a captioner
-    address = hub.push(
-        options.folder,
+    captioner = Captioner.from_pretrained(check_folder(options.folder))  # whole, and nobody else's model
+    address = captioner.push_to_hub(
         options.repository,
         private=options.private,
         revision=options.revision,

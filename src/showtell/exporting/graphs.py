@@ -20,6 +20,7 @@ class Graphs(NamedTuple):
     step: Any
     memory: tuple[str, ...]
     state: tuple[str, ...]
+    bounded: bool  # whether the state has room for max_length tokens only
 
 
 class _Encode(nn.Module):
@@ -53,17 +54,20 @@ def trace(captioner: Captioner, max_length: int) -> Graphs:
     """Both graphs, for any number of photos and rows."""
     captioner = captioner.for_inference().to("cpu", torch.float32).eval()
     spec = captioner.encoder.image_spec
-    images = torch.rand(3, 3, spec.height, spec.width)
+    images = torch.full((3, 3, spec.height, spec.width), 0.5)
     rows = torch.export.Dim("rows", min=1, max=65535)
     encode, step = _Encode(captioner, max_length), _Step(captioner)
     with torch.no_grad():
         # Clones, as one tensor given twice would become one input.
         memory, state = ({name: t.clone() for name, t in each.items()} for each in encode(images))
         tokens = torch.ones(3, dtype=torch.int64)
+        shorter = encode.decoder.initial_state(memory, max(1, max_length - 1))  # type: ignore[operator]
+        bounded = max_length > 1 and any(shorter[name].shape != state[name].shape for name in state)
         each_memory, each_state = ({name: {0: rows} for name in rows_of} for rows_of in (memory, state))
         return Graphs(
             torch.export.export(encode, (images,), dynamic_shapes=({0: rows},)),
             torch.export.export(step, (tokens, state, memory), dynamic_shapes=({0: rows}, each_state, each_memory)),
             tuple(memory),
             tuple(state),
+            bounded,
         )

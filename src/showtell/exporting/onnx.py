@@ -53,33 +53,51 @@ def load_onnx(folder: str | os.PathLike[str], *, threads: int | None = None) -> 
         FormatError: files that showtell didn't write.
         MissingPackageError: onnxruntime is missing.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise ArgumentError(f"an exported captioner is named by its folder, not {type(folder).__name__}")
     folder = Path(folder)
-    missing = [
-        name
-        for name in ("exported.json", "tokenizer.json", "encoder.onnx", "step.onnx")
-        if not (folder / name).is_file()
-    ]
+    needed = ("exported.json", "tokenizer.json", "encoder.onnx", "step.onnx")
+    missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise NotFoundError(f"{folder} holds no captioner exported to ONNX: {', '.join(missing)} missing")
     where = str(folder / "exported.json")
     facts = parse_object((folder / "exported.json").read_bytes(), where, limit=2**20)
     if facts.get("format") != FORMAT or facts.get("format_version") != 1 or set(facts) != _KEYS:
         raise FormatError(f"{where} isn't what this showtell exports; export the captioner anew")
-    vocabulary = Vocabulary.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    try:
+        vocabulary = Vocabulary.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{folder / 'tokenizer.json'} isn't UTF-8 text") from error
     count = torch.get_num_threads() if threads is None else whole("threads", threads, 1, 1024)
     encoder = _Session(folder / "encoder.onnx", count)
     step = _Session(folder / "step.onnx", count)
-    names = [*(f"memory.{name}" for name in facts["memory"]), *(f"state.{name}" for name in facts["state"])]
-    if encoder.outputs != names or step.inputs != [
-        "tokens",
-        *names[len(facts["memory"]) :],
-        *names[: len(facts["memory"])],
-    ]:
-        raise FormatError(f"{folder}: the graphs' inputs and outputs aren't those of exported.json")
-    parts = [_Part(name, shape, dtype) for name, (shape, dtype) in zip(names, encoder.shapes, strict=True)]
-    encode = _OnnxEncoder(encoder, parts, ImageSpec.from_config(facts["image"]))
-    decode = _OnnxDecoder(step, parts, len(vocabulary), facts["max_length"])
+    spec = ImageSpec.from_config(facts["image"])
+    memory, state = ([f"{kind}.{name}" for name in _names(facts[kind], where)] for kind in ("memory", "state"))
+    parts = {name: _Part(name, *shape) for name, shape in zip(encoder.outputs, encoder.returns, strict=True)}
+    words = len(vocabulary)
+    rows = [((), torch.int64), *((parts[n].shape, parts[n].dtype) for n in (*state, *memory) if n in parts)]
+    fits = (
+        encoder.outputs == [*memory, *state]
+        and encoder.takes == [((3, spec.height, spec.width), torch.float32)]
+        and step.inputs == ["tokens", *state, *memory]
+        and step.takes == rows
+        and step.returns
+        == [((words,), torch.float32), *((parts[n].shape, parts[n].dtype) for n in state if n in parts)]
+    )
+    own = {"vocab_size": words, "start": 1, "end": 2, "never": [0, 1, 3]}
+    if not fits or any(facts[name] != value for name, value in own.items()):
+        raise FormatError(f"{folder}: graphs, words and exported.json don't belong together; export the captioner anew")
+    most = facts["max_length"]
+    most = None if most is None else whole(f"{where}: max_length", most, 1, 1_000_000)
+    encode = _OnnxEncoder(encoder, list(parts.values()), spec)
+    decode = _OnnxDecoder(step, list(parts.values()), words, most)
     return Captioner(encode, decode, vocabulary, search=search_from_config(facts["generation"]))
+
+
+def _names(value: Any, where: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise FormatError(f"{where}: memory and state must be lists of names")
+    return value
 
 
 class _Session:
@@ -93,17 +111,22 @@ class _Session:
             self._session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no base but this one
             raise FormatError(f"{file} can't be opened by onnxruntime: {error!s:.300}") from error
-        self.inputs = [each.name for each in self._session.get_inputs()]
-        self.outputs = [each.name for each in self._session.get_outputs()]
-        kinds = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
-        try:
-            self.shapes = [(tuple(map(int, each.shape[1:])), kinds[each.type]) for each in self._session.get_outputs()]
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{file} has outputs of unknown types or shapes") from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self.inputs, self.outputs = [each.name for each in inputs], [each.name for each in outputs]
+        self.takes, self.returns = _tensors(inputs, file), _tensors(outputs, file)
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         given = {name: t.contiguous().numpy() for name, t in zip(self.inputs, tensors, strict=True)}
         return [torch.from_numpy(found) for found in self._session.run(None, given)]
+
+
+def _tensors(found: Any, file: Path) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes without their rows, and types, of a graph's inputs or outputs."""
+    kinds = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
+    try:
+        return [(tuple(map(int, each.shape[1:])), kinds[each.type]) for each in found]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{file} has inputs or outputs of unknown types or shapes") from error
 
 
 class _OnnxEncoder(nn.Module):
@@ -115,7 +138,13 @@ class _OnnxEncoder(nn.Module):
         self.image_spec = image_spec
         self.feature_dim = sum(math.prod(part.shape) for part in parts)
 
+    def __deepcopy__(self, memo: Any) -> _OnnxEncoder:
+        return self
+
     def forward(self, images: Tensor) -> Features:
+        expected = (3, self.image_spec.height, self.image_spec.width)
+        if tuple(images.shape[1:]) != expected:
+            raise ArgumentError(f"this captioner was exported for images (N, {expected}), not {tuple(images.shape)}")
         rows = [part.reshape(part.shape[0], -1).float() for part in self.session(images.float())]
         return Features(torch.cat(rows, dim=1))
 
@@ -128,10 +157,12 @@ class _OnnxDecoder(nn.Module):
 
     has_attention = False
 
-    def __init__(self, session: _Session, parts: list[_Part], vocab_size: int, max_length: int) -> None:
+    def __init__(self, session: _Session, parts: list[_Part], vocab_size: int, max_length: int | None) -> None:
         super().__init__()
-        self.session, self.parts, self.vocab_size = session, parts, vocab_size
-        self.max_length = whole("max_length", max_length, 1, 1000)
+        self.session, self.parts, self.vocab_size, self.max_length = session, parts, vocab_size, max_length
+
+    def __deepcopy__(self, memo: Any) -> _OnnxDecoder:
+        return self
 
     def config(self) -> dict[str, Any]:
         return {}
@@ -146,10 +177,10 @@ class _OnnxDecoder(nn.Module):
         }
 
     def initial_state(self, memory: Rows, max_length: int) -> Rows:
-        if max_length > self.max_length:
+        if self.max_length is not None and max_length > self.max_length:
             raise ArgumentError(
                 f"this captioner was exported for at most {self.max_length} tokens, not {max_length}; choose a shorter "
-                "max_length, or export it anew with a larger one"
+                "max_length, or export it anew with a larger --max-length"
             )
         return {name: rows for name, rows in memory.items() if name.startswith("state.")}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import warnings
 from collections import Counter
@@ -57,17 +58,23 @@ def export(
         format: "onnx" (needs `showtell[onnx]`) or "torch", a `torch.export` program to be opened by
             `torch.export.load`. Open only programs that you trust: they are code.
         int8: linear layers in 8 bits, computed dynamically ("onnx" only); smaller, and a little worse.
-        max_length: the most tokens a caption can have; default: that of the captioner's own search,
-            at least 20.
+        max_length: the most tokens a caption of a Transformer can have; default: that of the captioner's own search,
+            at least 20. LSTMs have no limit.
 
     Raises:
         ArgumentError: the folder exists, or a part can't be exported.
         MissingPackageError: onnx, onnxscript or onnxruntime is missing.
     """
+    if not isinstance(captioner, Captioner):
+        raise ArgumentError(f"export takes a Captioner, such as from_pretrained gives, not {type(captioner).__name__}")
     choice("format", format, ("onnx", "torch"))
     if flag("int8", int8) and format != "onnx":
         raise ArgumentError('int8 belongs to format="onnx"')
-    length = max(captioner.search.max_length, 20) if max_length is None else whole("max_length", max_length, 1, 1000)
+    room = getattr(captioner.decoder, "max_positions", 1000)
+    if max_length is None:
+        length = max(captioner.search.max_length, min(20, room))
+    else:
+        length = whole("max_length", max_length, 1, room)
     folder = Path(folder)
     if os.path.lexists(folder):
         raise ArgumentError(f"{folder} exists already; name a new folder to export to")
@@ -106,7 +113,12 @@ def _quietly() -> Iterator[None]:
     """What torch's exporter warns about is its own future."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def _write_programs(graphs: Graphs, folder: Path) -> None:
@@ -116,7 +128,8 @@ def _write_programs(graphs: Graphs, folder: Path) -> None:
 
 def _write_onnx(graphs: Graphs, folder: Path) -> None:
     memory, state = (
-        [f"{kind}.{name}" for name in names] for kind, names in zip(("memory", "state"), graphs[2:], strict=True)
+        [f"{kind}.{name}" for name in names]
+        for kind, names in zip(("memory", "state"), (graphs.memory, graphs.state), strict=True)
     )
     after = [f"new_{name}" for name in state]
     for program, name, inputs, outputs in (
@@ -170,7 +183,7 @@ def _describe(captioner: Captioner, graphs: Graphs, max_length: int, int8: bool,
         "start": words.start_id,
         "end": words.end_id,
         "never": [words.pad_id, words.start_id, words.unk_id],
-        "max_length": max_length,
+        "max_length": max_length if graphs.bounded else None,
         "int8": int8,
         "generation": search_to_config(captioner.search),
     }

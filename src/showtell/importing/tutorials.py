@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..assembly import shapes_only
 from ..captioner import Captioner
 from ..decoders import AttentionLSTMDecoder, LSTMDecoder
 from ..encoders.base import BackboneEncoder
@@ -21,6 +24,7 @@ from .words import Words, read_words
 __all__ = ["import_checkpoint"]
 
 State = dict[str, StoredTensor]
+M = TypeVar("M", bound=nn.Module)
 _RESNETS = {
     ("basic", 2): "resnet18",
     ("basic", 6): "resnet34",
@@ -30,10 +34,11 @@ _RESNETS = {
 }
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _MOST_DEEP = 50
+_MOST_MODULES = 10_000
 _NEVER = -1e4  # the score of a word that the checkpoint doesn't know
 
 
-def import_checkpoint(files: Sequence[Path], words: Path) -> Captioner:
+def import_checkpoint(files: Sequence[str | os.PathLike[str]], words: str | os.PathLike[str]) -> Captioner:
     """A captioner of a tutorial's checkpoint; nothing of the files is run.
 
     Two layouts are known, by the tensors they hold:
@@ -52,9 +57,12 @@ def import_checkpoint(files: Sequence[Path], words: Path) -> Captioner:
         NotFoundError: a file is missing.
         FormatError: a file that isn't such a checkpoint, is damaged, or doesn't go with the words.
     """
+    if isinstance(files, str | os.PathLike):
+        files = [files]
+    paths = [Path(file) for file in files]
     known = read_words(words)
-    where = " and ".join(map(str, files))
-    states = _states(files, where)
+    where = " and ".join(map(str, paths))
+    states, cells = _states(paths, where)
     encoder = next((state for state in states if _backbone_keys(state)), None)
     decoder = next(
         (state for state in states if any(name.endswith("weight_hh") or "weight_hh_l0" in name for name in state)), None
@@ -66,7 +74,7 @@ def import_checkpoint(files: Sequence[Path], words: Path) -> Captioner:
         )
     try:
         attends = any("full_att" in name for name in decoder)
-        return (_attend if attends else _tell)(encoder, decoder, known, where)
+        return _attend(encoder, decoder, known, cells) if attends else _tell(encoder, decoder, known)
     except _MismatchError as error:
         raise FormatError(f"{where}: {error}") from error
 
@@ -78,22 +86,25 @@ class _MismatchError(Exception):
 # --- from files to state dicts ----------------------------------------------------------------------------------------
 
 
-def _states(files: Sequence[Path], where: str) -> list[State]:
-    """Every state dict in the files: of the modules "encoder" and "decoder", or the file's own."""
+def _states(files: Sequence[Path], where: str) -> tuple[list[State], int]:
+    """Every state dict in the files, of the modules "encoder" and "decoder" or the file's own; rows of the map."""
     found: list[State] = []
+    cells = 14
     for file in files:
         content = read_checkpoint(file)
         inside = attributes(content)
+        size = attributes(inside.get("encoder")).get("enc_image_size")
+        cells = size if type(size) is int and 1 <= size <= 64 else cells
         parts = [inside[key] for key in ("encoder", "decoder") if key in inside]
         found += [_state(part) for part in parts] or [_state(content)]
-    return found
+    return found, cells
 
 
 def _state(thing: Any) -> State:
     """The tensors of a state dict or of a module whose class isn't here, by their dotted names."""
     found: State = {}
     if isinstance(thing, Foreign):
-        _collect(thing, "", found, 0)
+        _collect(thing, "", found, 0, [])
     elif isinstance(thing, Mapping):
         found = {
             name: value for name, value in thing.items() if isinstance(name, str) and isinstance(value, StoredTensor)
@@ -101,17 +112,18 @@ def _state(thing: Any) -> State:
     return {name.removeprefix("module."): value for name, value in found.items()}
 
 
-def _collect(module: Foreign, prefix: str, found: State, depth: int) -> None:
-    if depth > _MOST_DEEP:
-        raise FormatError("a module nests deeper than any network")
+def _collect(module: Foreign, prefix: str, found: State, depth: int, seen: list[Foreign]) -> None:
+    seen.append(module)
+    if depth > _MOST_DEEP or len(seen) > _MOST_MODULES:
+        raise FormatError("its modules nest deeper than those of any network, or in a circle")
     held = module.state
     for kind in ("_parameters", "_buffers"):
         for name, value in attributes(held.get(kind)).items():
-            if isinstance(value, StoredTensor):
+            if isinstance(value, StoredTensor) and isinstance(name, str) and len(name) < 200:
                 found[f"{prefix}{name}"] = value
     for name, child in attributes(held.get("_modules")).items():
-        if isinstance(child, Foreign):
-            _collect(child, f"{prefix}{name}.", found, depth + 1)
+        if isinstance(child, Foreign) and isinstance(name, str) and len(name) < 200:
+            _collect(child, f"{prefix}{name}.", found, depth + 1, seen)
 
 
 class _Tensors:
@@ -128,15 +140,17 @@ class _Tensors:
         stored = self.state.pop(names[0])
         wanted = shape or stored.shape
         if len(stored.shape) != len(wanted) or any(w not in (-1, n) for n, w in zip(stored.shape, wanted, strict=True)):
-            raise _MismatchError(f"{names[0]} has the shape {list(stored.shape)}, not {list(wanted)}")
+            raise _MismatchError(f"{names[0]!r:.100} has the shape {list(stored.shape)}, not {list(wanted)}")
         if not stored.dtype.is_floating_point:
-            raise _MismatchError(f"{names[0]} isn't of floating point")
+            raise _MismatchError(f"{names[0]!r:.100} isn't of floating point")
         return stored.load().float()
 
     def finish(self) -> None:
         """Raise when something is left."""
         if self.state:
-            raise _MismatchError(f"{len(self.state)} tensors are left over, {next(iter(self.state))} for instance")
+            raise _MismatchError(
+                f"{len(self.state)} tensors are left over, {next(iter(self.state))!r:.100} for instance"
+            )
 
 
 # --- the encoder ------------------------------------------------------------------------------------------------------
@@ -154,7 +168,7 @@ def _backbone_keys(state: State) -> dict[str, str]:
     return found if "conv1.weight" in found.values() else {}
 
 
-def _backbone(tensors: _Tensors) -> tuple[str, dict[str, Tensor]]:
+def _backbone(tensors: _Tensors) -> tuple[str, State]:
     """Which ResNet it is, and its weights; they are taken out of `tensors`."""
     names = _backbone_keys(tensors.state)
     shapes = {mine: tensors.state[theirs].shape for theirs, mine in names.items()}
@@ -165,24 +179,32 @@ def _backbone(tensors: _Tensors) -> tuple[str, dict[str, Tensor]]:
         raise _MismatchError(
             f"its backbone of {len(blocks)} blocks in layer3 is none of {', '.join(_RESNETS.values())}"
         )
-    weights = {mine: tensors.state.pop(theirs).load() for theirs, mine in names.items()}
+    weights = {mine: tensors.state.pop(theirs) for theirs, mine in names.items()}
     return found, weights
 
 
-def _fill_backbone(encoder: BackboneEncoder, weights: dict[str, Tensor]) -> None:
-    own = {name: tensor for name, tensor in encoder.backbone.state_dict().items() if "num_batches" not in name}
+def _fill_backbone(encoder: BackboneEncoder, weights: State) -> None:
     given = {name: tensor for name, tensor in weights.items() if "num_batches" not in name}
-    _fit(encoder.backbone, own, given)
+    _compare(encoder.backbone.state_dict(), given)
+    encoder.backbone.load_state_dict({name: tensor.load() for name, tensor in given.items()}, strict=False)
 
 
-def _fit(module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Load, after every name and shape has been compared."""
-    for name in sorted(own.keys() ^ given.keys()):
-        raise _MismatchError(f"the tensor {name} is {'missing' if name in own else 'surplus'}")
+def _compare(own: Mapping[str, Tensor], given: Mapping[str, Tensor | StoredTensor]) -> None:
+    """Every name and shape, but for batch norms' counters."""
+    for name in sorted({name for name in own if "num_batches" not in name} ^ given.keys()):
+        raise _MismatchError(f"the tensor {name!r:.100} is {'missing' if name in own else 'surplus'}")
     for name, tensor in given.items():
-        if tensor.shape != own[name].shape:
-            raise _MismatchError(f"{name} has the shape {list(tensor.shape)}, not {list(own[name].shape)}")
+        if tuple(tensor.shape) != tuple(own[name].shape):
+            raise _MismatchError(f"{name!r:.100} has the shape {list(tensor.shape)}, not {list(own[name].shape)}")
+
+
+def _built(make: Callable[[], M], given: Mapping[str, Tensor]) -> M:
+    """A module with these weights; it is built without memory first, to compare."""
+    with shapes_only():
+        _compare(make().state_dict(), given)
+    module = make()
     module.load_state_dict(dict(given), strict=False)
+    return module
 
 
 # --- the two layouts --------------------------------------------------------------------------------------------------
@@ -200,7 +222,7 @@ class _Rows(NamedTuple):
         return torch.cat([filler if row is None else tensor[row : row + 1] for row in self.words.rows])
 
 
-def _tell(encoder_state: State, decoder_state: State, words: Words, where: str) -> Captioner:
+def _tell(encoder_state: State, decoder_state: State, words: Words) -> Captioner:
     """A ResNet, a linear layer, perhaps batch norm; the photo is the LSTM's first input."""
     from ..encoders.torchvision import TorchvisionEncoder  # takes a second to import
 
@@ -233,20 +255,19 @@ def _tell(encoder_state: State, decoder_state: State, words: Words, where: str) 
     )  # fmt: skip
     assert encoder.projection is not None
     _fill_backbone(encoder, weights)
-    own = {name: tensor for name, tensor in encoder.projection.state_dict().items() if "num_batches" not in name}
-    _fit(encoder.projection, own, parts)
-    decoder = LSTMDecoder(
-        vocab_size=len(words.vocabulary), feature_dim=len(head), embed_dim=len(head), hidden_dim=output.shape[1],
+    _compare(encoder.projection.state_dict(), parts)
+    encoder.projection.load_state_dict(parts, strict=False)
+    make = partial(
+        LSTMDecoder, len(words.vocabulary), len(head), embed_dim=len(head), hidden_dim=output.shape[1],
         layers=max(layers, 1), dropout=0.0, project=False,
     )  # fmt: skip
     given = {f"lstm.{name}": tensor for name, tensor in cells.items()}
     given |= {"embedding.weight": embedding, "output.weight": output, "output.bias": output_bias}
-    _fit(decoder, decoder.state_dict(), given)
-    return Captioner(encoder, decoder, words.vocabulary)
+    return Captioner(encoder, _built(make, given), words.vocabulary)
 
 
-def _attend(encoder_state: State, decoder_state: State, words: Words, where: str) -> Captioner:
-    """A ResNet's map as 14 x 14 cells; attention by ReLU, gated by a vector, before an LSTM cell."""
+def _attend(encoder_state: State, decoder_state: State, words: Words, cells: int) -> Captioner:
+    """A ResNet's map as so many rows of cells; attention by ReLU, gated by a vector, before an LSTM cell."""
     from ..encoders.torchvision import TorchvisionEncoder  # takes a second to import
 
     left, right, rows = _Tensors(encoder_state), _Tensors(decoder_state), _Rows(words)
@@ -281,14 +302,14 @@ def _attend(encoder_state: State, decoder_state: State, words: Words, where: str
     right.finish()
     encoder = TorchvisionEncoder(
         name, height=256, width=256, resize="squash", interpolation="bilinear",
-        mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], grid=True, grid_size=14,
+        mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], grid=True, grid_size=cells,
     )  # fmt: skip
     _fill_backbone(encoder, weights)
     if encoder.feature_dim != width:
         raise _MismatchError(f"its decoder looks at cells of {width} numbers and {name} gives {encoder.feature_dim}")
-    decoder = AttentionLSTMDecoder(
-        vocab_size=len(words.vocabulary), feature_dim=width, embed_dim=embed, hidden_dim=hidden,
+    make = partial(
+        AttentionLSTMDecoder, len(words.vocabulary), width, embed_dim=embed, hidden_dim=hidden,
         attention_dim=attention_dim, dropout=0.5, gate="vector", deep_output=False, scoring="relu", start="linear",
     )  # fmt: skip
-    _fit(decoder, decoder.state_dict(), given)
-    return Captioner(encoder, decoder, words.vocabulary, search=Beam(5))
+    decoder = _built(make, given)
+    return Captioner(encoder, decoder, words.vocabulary, search=Beam(5, max_length=50))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,11 @@ class Words:
 
     def __init__(self, ids: Mapping[str, int], where: str) -> None:
         """Order them as showtell does: the four special ones, then the others by their ids."""
-        if sorted(ids.values()) != list(range(len(ids))):
-            low, high = min(ids.values()), max(ids.values())
+        if set(ids.values()) != set(range(len(ids))):
+            given = set(ids.values())
+            absent = next(number for number in range(len(ids)) if number not in given)
             raise FormatError(
-                f"{where}: {len(ids):,} words must have the ids 0..{len(ids) - 1}, each once; they go from {low} to "
-                f"{high}, some may be missing"
+                f"{where}: {len(ids):,} words must have the ids 0..{len(ids) - 1}, each once; no word has {absent}"
             )
         special: dict[str, int | None] = {}
         for name, spellings in _CALLED.items():
@@ -68,13 +69,16 @@ def _shape(words: list[str]) -> Shape:
     return Shape("word", None, lowercase, punctuation, hyphens)
 
 
-def read_words(path: Path) -> Words:
+def read_words(path: str | os.PathLike[str]) -> Words:
     """The words of a file: JSON {word: id}, {id: word} or {"ix_to_word": {id: word}}; or a pickled vocabulary.
 
     Raises NotFoundError, FormatError.
     """
+    path = Path(path)
     if not path.is_file():
-        raise NotFoundError(f"there is no file {path}")
+        raise NotFoundError(f"{path} is a folder; give a file" if path.is_dir() else f"there is no file {path}")
+    if path.stat().st_size > MAX_JSON:
+        raise FormatError(f"{path} is longer than {MAX_JSON:,} bytes, which no vocabulary is")
     data = path.read_bytes()
     if data[:1] in (b"{", b"\xef", b" ", b"\n", b"\r", b"\t"):
         found = parse_object(data.removeprefix(b"\xef\xbb\xbf"), str(path), limit=MAX_JSON)
@@ -96,10 +100,14 @@ def _ids(found: Any, where: str) -> dict[str, int]:
     if found and all(isinstance(key, str) and type(value) is int for key, value in found.items()):
         return dict(found)
     if found and all(isinstance(value, str) for value in found.values()):
-        try:
-            numbers = {int(number): word for number, word in found.items()}
-        except (TypeError, ValueError) as error:
-            raise FormatError(f"{where}: a table of words must have whole numbers on one side") from error
+        numbers: dict[int, str] = {}
+        for number, word in found.items():
+            if isinstance(number, str) and number.isdecimal() and len(number) < 10:
+                numbers[int(number)] = word
+            elif type(number) is int:
+                numbers[number] = word
+            else:
+                raise FormatError(f"{where}: a table of words must have whole numbers on one side")
         ids = {word: number for number, word in numbers.items()}
         if len(ids) < len(found):
             raise FormatError(f"{where}: a word stands there twice")

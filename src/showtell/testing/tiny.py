@@ -50,7 +50,7 @@ class TinyEncoder(nn.Module):
         grid = self.body(4 * images - 2).flatten(2).transpose(1, 2)
         corners = torch.arange(4, device=images.device, dtype=images.dtype) / 4
         y, x = (c.flatten() for c in torch.meshgrid(corners, corners, indexing="ij"))
-        boxes = torch.stack([x, y, x + 0.25, y + 0.25], dim=1).expand(len(images), -1, -1)
+        boxes = torch.stack([x, y, x + 0.25, y + 0.25], dim=1).expand(images.shape[0], -1, -1)
         return Features(pooled=grid.mean(1), grid=grid, boxes=boxes)
 
     def head(self, features: Features) -> Features:
