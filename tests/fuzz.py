@@ -29,8 +29,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SECONDS, MEMORY = 10.0, 2 * 2**30
-TARGET_FILES = {"config.json", "tokenizer.json", "model.safetensors", "captions.csv", "captions.jsonl", "captions.json", "captions.token",
-                "predictions.json", "references.json", "result.json", "recipe.toml", "checkpoint.pt", "vocab.pkl", "words2.json"}  # fmt: skip
+TARGET_FILES = {
+    *("config.json", "tokenizer.json", "model.safetensors", "captions.csv", "captions.jsonl", "captions.json"),
+    *("captions.token", "predictions.json", "references.json", "result.json", "recipe.toml"),
+    *("checkpoint.pt", "vocab.pkl", "words2.json"),
+}
 HERE = Path(__file__).parent
 
 
