@@ -29,11 +29,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SECONDS, MEMORY = 10.0, 2 * 2**30
-TARGET_FILES = {
-    *("config.json", "tokenizer.json", "model.safetensors", "captions.csv", "captions.jsonl", "captions.json"),
-    *("captions.token", "predictions.json", "references.json", "result.json", "recipe.toml"),
-    *("checkpoint.pt", "vocab.pkl", "words2.json"),
-}
 HERE = Path(__file__).parent
 
 
@@ -337,17 +332,12 @@ def child(seed: int, numbers: range, place: Path) -> None:
     allowed = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    before = listing(place)
-    print("ready", flush=True)
+    allowed_names = [path.name for path in place.iterdir()] + [target.name for target in known.values()]
+    print("ready", json.dumps(allowed_names), flush=True)
     for number in numbers:
         print(f"begin {number}", flush=True)
         print(f"end {number} {run_case(number, seed, known, place)}".replace("\n", " "), flush=True)
-    strange = {path for path in listing(place) - before if Path(path).name not in {t.name for t in known.values()}}
-    print(f"files {sorted(path for path in strange if not path.startswith(('captioner-', 'data/')))}", flush=True)
-
-
-def listing(place: Path) -> set[str]:
-    return {str(path.relative_to(place)) for path in place.rglob("*")}
+    print("done", flush=True)
 
 
 class Report(NamedTuple):
@@ -367,18 +357,19 @@ def fuzz(count: int, seed: int, *, first: int = 0) -> Report:
         place.mkdir()
         home = Path(folder, "home")
         home.mkdir()
+        meant: set[str] = set()
         while after < first + count:
-            after = _watch(seed, range(after, first + count), place, home, ends, bad)
-        kept = {"captioner-" + name for name in ("config.json", "tokenizer.json", "model.safetensors")} | {"data"}
-        known = {"photo.jpg", "ok.json", "saved.json", "words.json", "trap"} | kept
-        known |= {path.name for path in place.glob("photo.*")} | TARGET_FILES
-        bad += [f"BAD: files written: {name}" for name in sorted({path.name for path in place.iterdir()} - known)]
+            after = _watch(seed, range(after, first + count), place, home, ends, bad, meant)
+        found = {path.name for path in place.iterdir() if not path.name.startswith("captioner-")}
+        bad += [f"BAD: files written: {name}" for name in sorted(found - meant)]
         bad += [f"BAD: written outside: {path}" for path in home.rglob("*") if path.is_file()]
     return Report(ends, bad)
 
 
-def _watch(seed: int, numbers: range, place: Path, home: Path, ends: Counter[str], bad: list[str]) -> int:
-    """One child's life; returns the number to go on with."""
+def _watch(
+    seed: int, numbers: range, place: Path, home: Path, ends: Counter[str], bad: list[str], meant: set[str]
+) -> int:
+    """One child's life; returns the number to go on with. `meant`: the files that are to be there, once it has said."""
     command = [sys.executable, __file__, "--child", str(seed), str(numbers.start), str(numbers.stop), str(place)]
     paths = [str(HERE), str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(home), "TMPDIR": str(home)}
@@ -408,9 +399,9 @@ def _watch(seed: int, numbers: range, place: Path, home: Path, ends: Counter[str
                 ends["bad" if how.startswith("BAD") else how] += 1
                 if how.startswith("BAD"):
                     bad.append(f"case {number}: {how}")
-            elif kind == "files":
-                if rest.strip() != "[]":
-                    bad.append(f"BAD: files written: {rest.strip()}")
+            elif kind == "ready" and not meant:
+                meant.update(json.loads(rest))
+            elif kind == "done":
                 return numbers.stop
             elif not line and running < numbers.start:
                 raise RuntimeError("the fuzzing process didn't start; see its traceback above")

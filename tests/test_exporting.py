@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def test_what_cannot_be_exported_or_opened_is_said(tmp_path: Path, monkeypatch: 
     decoder = LSTMDecoder(len(whole.vocabulary), 8, embed_dim=4, hidden_dim=4)
     with pytest.raises(ArgumentError, match=r"Stubborn and LSTMDecoder can't be exported"):
         export(Captioner(Stubborn(), decoder, whole.vocabulary), tmp_path / "new")
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingPackageError, match=r"showtell\[onnx\]"):
         export(whole, tmp_path / "new")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["there"]

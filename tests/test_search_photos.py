@@ -72,7 +72,7 @@ def test_diverse_beams_say_more_different_things_than_a_beam_of_the_same_size(
     features, _ = encoded
     found = {
         search: [[c.text for c in each] for each in captioner.generate(features, search=search)]
-        for search in ("beam:6", "diverse:6,groups=3,diversity=0.5", "diverse:6,groups=6,diversity=1.0")
+        for search in ("beam:6", "diverse:6,groups=3,diversity=1.0", "diverse:6,groups=6,diversity=0.5")
     }
     values = {search: [div_n(sets, n) for n in (1, 2)] for search, sets in found.items()}
     print(values)

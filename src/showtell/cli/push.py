@@ -29,16 +29,11 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def check_folder(folder: Path) -> Path:
-    """A folder of this machine: a Hub id would be fetched and pushed again."""
-    if not folder.is_dir():
-        raise NotFoundError(f"there is no folder {folder}; give that of a saved captioner")
-    return folder
-
-
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    captioner = Captioner.from_pretrained(check_folder(options.folder))  # whole, and nobody else's model
+    if not options.folder.is_dir():  # a Hub id would be fetched and pushed again
+        raise NotFoundError(f"there is no folder {options.folder}; give that of a saved captioner")
+    captioner = Captioner.from_pretrained(options.folder)  # whole, and nobody else's model
     address = captioner.push_to_hub(
         options.repository,
         private=options.private,

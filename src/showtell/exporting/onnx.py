@@ -20,7 +20,7 @@ from ..rows import Rows, repeat_rows, rows_per_image
 from ..search import search_from_config
 from ..strict_json import parse_object
 from ..vocabulary import Vocabulary
-from .write import FORMAT, package
+from .write import FORMAT, about_words, package
 
 __all__ = ["load_onnx"]
 
@@ -84,8 +84,7 @@ def load_onnx(folder: str | os.PathLike[str], *, threads: int | None = None) -> 
         and step.returns
         == [((words,), torch.float32), *((parts[n].shape, parts[n].dtype) for n in state if n in parts)]
     )
-    own = {"vocab_size": words, "start": 1, "end": 2, "never": [0, 1, 3]}
-    if not fits or any(facts[name] != value for name, value in own.items()):
+    if not fits or any(facts[name] != value for name, value in about_words(vocabulary).items()):
         raise FormatError(f"{folder}: graphs, words and exported.json don't belong together; export the captioner anew")
     most = facts["max_length"]
     most = None if most is None else whole(f"{where}: max_length", most, 1, 1_000_000)

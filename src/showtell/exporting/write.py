@@ -22,9 +22,10 @@ from ..journal import create
 from ..search import search_to_config
 from ..storage import scratch_folder
 from ..version import __version__
+from ..vocabulary import Vocabulary
 from .graphs import Graphs, trace
 
-__all__ = ["FORMAT", "export", "package"]
+__all__ = ["FORMAT", "about_words", "export", "package"]
 
 FORMAT = "showtell.exported"
 
@@ -127,10 +128,7 @@ def _write_programs(graphs: Graphs, folder: Path) -> None:
 
 
 def _write_onnx(graphs: Graphs, folder: Path) -> None:
-    memory, state = (
-        [f"{kind}.{name}" for name in names]
-        for kind, names in zip(("memory", "state"), (graphs.memory, graphs.state), strict=True)
-    )
+    memory, state = ([f"{kind}.{name}" for name in getattr(graphs, kind)] for kind in ("memory", "state"))
     after = [f"new_{name}" for name in state]
     for program, name, inputs, outputs in (
         (graphs.encoder, "encoder", ["images"], [*memory, *state]),
@@ -170,6 +168,16 @@ def _untie(graph: Any) -> None:
             copy.name = node.input[1] = f"{name}.{number}"
 
 
+def about_words(words: Vocabulary) -> dict[str, Any]:
+    """What exported.json says of the words."""
+    return {
+        "vocab_size": len(words),
+        "start": words.start_id,
+        "end": words.end_id,
+        "never": [words.pad_id, words.start_id, words.unk_id],
+    }
+
+
 def _describe(captioner: Captioner, graphs: Graphs, max_length: int, int8: bool, folder: Path) -> None:
     words = captioner.vocabulary
     facts = {
@@ -179,10 +187,7 @@ def _describe(captioner: Captioner, graphs: Graphs, max_length: int, int8: bool,
         "image": captioner.encoder.image_spec.to_config(),
         "memory": list(graphs.memory),
         "state": list(graphs.state),
-        "vocab_size": len(words),
-        "start": words.start_id,
-        "end": words.end_id,
-        "never": [words.pad_id, words.start_id, words.unk_id],
+        **about_words(words),
         "max_length": max_length if graphs.bounded else None,
         "int8": int8,
         "generation": search_to_config(captioner.search),

@@ -36,6 +36,7 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+_ZIP_ERRORS = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, RuntimeError)
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PICKLES = 5  # magic number, version, machine, the object, the order of its storages
 
@@ -154,9 +155,9 @@ def _read_zip(path: Path) -> Any:
         if entries[name].file_size > _MOST:
             raise FormatError(f"{path}: its pickle is longer than {_MOST:,} bytes")
         content = archive.read(name)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, RuntimeError) as error:
-        if isinstance(error, FormatError):
-            raise
+    except FormatError:
+        raise
+    except _ZIP_ERRORS as error:
         raise FormatError(f"{path} is a damaged archive: {error!s:.200}") from error
 
     spent = _Budget(path)
@@ -168,7 +169,7 @@ def _read_zip(path: Path) -> Any:
             raise FormatError(f"{path} holds no tensor data {storage.key!r:.60} of the size that it claims")
         try:
             return archive.read(info)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, RuntimeError) as error:
+        except _ZIP_ERRORS as error:
             raise FormatError(f"{path} is damaged: {error!s:.200}") from error
 
     return _unpickle(io.BytesIO(content), str(path), bytes_of)
@@ -231,9 +232,7 @@ def _unpickle(
         raise
     except RecursionError:
         raise FormatError(f"{what} is a damaged pickle: it nests too deep") from None
-    except (
-        Exception
-    ) as error:  # a damaged pickle can make any operation fail; MemoryError: it claims more than there is
+    except Exception as error:  # any operation can fail, also for lack of the memory that a damaged pickle claims
         raise FormatError(f"{what} is no pickle, or a damaged one: {type(error).__name__}: {error!s:.200}") from error
 
 
@@ -326,12 +325,14 @@ class _Inert(_PythonUnpickler):  # type: ignore[misc]
     def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Any:
         if isinstance(storage, Foreign):
             return storage
-        if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
-            raise ValueError("it holds a tensor that makes no sense")
-        numbers = (offset, *shape, *stride)
-        if len(shape) != len(stride) or len(shape) > 8:
-            raise ValueError("it holds a tensor that makes no sense")
-        if any(type(n) is not int or not 0 <= n < 2**40 for n in numbers) or math.prod(filter(None, shape)) > 2**48:
+        if not (
+            isinstance(storage, _Storage)
+            and isinstance(shape, tuple)
+            and isinstance(stride, tuple)
+            and len(shape) == len(stride) <= 8
+            and all(type(n) is int and 0 <= n < 2**40 for n in (offset, *shape, *stride))
+            and math.prod(filter(None, shape)) <= 2**48
+        ):
             raise ValueError("it holds a tensor that makes no sense")
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         empty = 0 in shape
