@@ -787,7 +787,7 @@ def test_the_bundled_captioner_broken_on_purpose_is_named(name: str, flickr: Dat
     assert code in codes(diagnosis), str(diagnosis)
     assert title in next(finding.title for finding in diagnosis.findings if finding.code == code)
     # What follows from the fault may be found too, and says what to mend first.
-    causes = {finding.code for finding in diagnosis.findings if not finding.do.startswith("mend ")}
+    causes = {finding.code for finding in diagnosis.findings if not finding.remedy.startswith("mend ")}
     assert causes <= {code, "photo-ignored"} if name == "the decoder doesn't read the photo" else causes == {code}
 
 
