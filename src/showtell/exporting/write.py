@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import os
@@ -82,7 +83,7 @@ def export(
     if format == "onnx":
         for name in ("onnx", "onnxscript", *(["onnxruntime"] if int8 else [])):
             package(name)
-    with scratch_folder() as made, _quietly():
+    with _quietly():
         try:
             graphs = trace(captioner, length)
         except (RuntimeError, TypeError, ValueError) as error:  # torch.export says why in any of these
@@ -90,11 +91,10 @@ def export(
                 f"{type(captioner.encoder).__name__} and {type(captioner.decoder).__name__} can't be exported: "
                 f"{' '.join(str(error).split()):.500}"
             ) from error
-        (_write_onnx if format == "onnx" else _write_programs)(graphs, made)
+        files = _onnx(graphs) if format == "onnx" else _programs(graphs)
         if int8:
-            _to_int8(made)
-        _describe(captioner, graphs, length, int8, made)
-        files = {file.name: file.read_bytes() for file in made.iterdir()}
+            files = {name: _to_int8(data) for name, data in files.items()}
+    files |= _about(captioner, graphs, length, int8)
     if not create(folder, files):
         raise ArgumentError(f"{folder} exists already; name a new folder to export to")
 
@@ -122,38 +122,40 @@ def _quietly() -> Iterator[None]:
             logging.disable(before)
 
 
-def _write_programs(graphs: Graphs, folder: Path) -> None:
-    torch.export.save(graphs.encoder, folder / "encoder.pt2")
-    torch.export.save(graphs.step, folder / "step.pt2")
+def _programs(graphs: Graphs) -> dict[str, bytes]:
+    files = {"encoder.pt2": io.BytesIO(), "step.pt2": io.BytesIO()}
+    for program, file in zip((graphs.encoder, graphs.step), files.values(), strict=True):
+        torch.export.save(program, file)
+    return {name: file.getvalue() for name, file in files.items()}
 
 
-def _write_onnx(graphs: Graphs, folder: Path) -> None:
+def _onnx(graphs: Graphs) -> dict[str, bytes]:
     memory, state = ([f"{kind}.{name}" for name in getattr(graphs, kind)] for kind in ("memory", "state"))
     after = [f"new_{name}" for name in state]
+    files = {}
     for program, name, inputs, outputs in (
-        (graphs.encoder, "encoder", ["images"], [*memory, *state]),
-        (graphs.step, "step", ["tokens", *state, *memory], ["logits", *after]),
+        (graphs.encoder, "encoder.onnx", ["images"], [*memory, *state]),
+        (graphs.step, "step.onnx", ["tokens", *state, *memory], ["logits", *after]),
     ):
         made = torch.onnx.export(
             program, dynamo=True, input_names=inputs, output_names=outputs, verbose=False, external_data=False
         )
         assert made is not None
-        made.save(folder / f"{name}.onnx")
+        files[name] = made.model_proto.SerializeToString()
+    return files
 
 
-def _to_int8(folder: Path) -> None:
-    onnx, quantization = package("onnx"), package("onnxruntime.quantization")
-    for name in ("encoder", "step"):
-        file = folder / f"{name}.onnx"
-        graph = onnx.load(file)
-        del graph.graph.value_info[:]  # shapes of before, which the transposed weights contradict
-        _untie(graph.graph)
-        onnx.save(graph, file)
+def _to_int8(data: bytes) -> bytes:
+    quantization = package("onnxruntime.quantization")
+    graph = package("onnx").load_from_string(data)
+    del graph.graph.value_info[:]  # shapes of before, which the transposed weights contradict
+    _untie(graph.graph)
+    with scratch_folder() as folder:
         quantization.quantize_dynamic(
-            file, file.with_suffix(".int8"), op_types_to_quantize=["MatMul", "Gemm"],
+            graph, folder / "int8", op_types_to_quantize=["MatMul", "Gemm"],
             weight_type=quantization.QuantType.QInt8, per_channel=True,
         )  # fmt: skip
-        file.with_suffix(".int8").replace(file)
+        return (folder / "int8").read_bytes()
 
 
 def _untie(graph: Any) -> None:
@@ -178,7 +180,7 @@ def about_words(words: Vocabulary) -> dict[str, Any]:
     }
 
 
-def _describe(captioner: Captioner, graphs: Graphs, max_length: int, int8: bool, folder: Path) -> None:
+def _about(captioner: Captioner, graphs: Graphs, max_length: int, int8: bool) -> dict[str, bytes]:
     words = captioner.vocabulary
     facts = {
         "format": FORMAT,
@@ -192,5 +194,5 @@ def _describe(captioner: Captioner, graphs: Graphs, max_length: int, int8: bool,
         "int8": int8,
         "generation": search_to_config(captioner.search),
     }
-    (folder / "exported.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (folder / "tokenizer.json").write_text(words.to_json(), encoding="utf-8")
+    texts = {"exported.json": json.dumps(facts, indent=2) + "\n", "tokenizer.json": words.to_json()}
+    return {name: text.encode() for name, text in texts.items()}
