@@ -9,6 +9,7 @@ a child process, which the parent watches; a case is known by its number and the
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import os
@@ -50,6 +51,10 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
+def odd(dice: random.Random) -> Any:
+    return copy.deepcopy(dice.choice(ODD))  # the next mutation may change it
+
+
 def mutated_bytes(data: bytes, dice: random.Random, others: list[bytes]) -> bytes:
     content = bytearray(data)
     for _ in range(dice.choice((1, 1, 2, 4, 16))):
@@ -87,20 +92,20 @@ def mutated_value(value: Any, dice: random.Random) -> Any:
     if isinstance(value, dict | list):
         walk(value)
     if not places:
-        return dice.choice(ODD)
+        return odd(dice)
     parent, key = dice.choice(places)
     kind = dice.randrange(6)
     if kind == 0:
         del parent[key]
     elif kind == 1 and isinstance(parent, dict):
-        parent[dice.choice(["x", "weights", "__class__", "auto_map", key + "2"])] = dice.choice(ODD)
+        parent[dice.choice(["x", "weights", "__class__", "auto_map", key + "2"])] = odd(dice)
     elif kind == 2 and isinstance(parent[key], int | float):
         parent[key] = dice.choice([parent[key] + 1, parent[key] * 1000, -parent[key], str(parent[key]), [parent[key]]])
     elif kind == 3:
         for _ in range(dice.choice((1, 30))):
             parent[key] = [parent[key]]
     else:
-        parent[key] = dice.choice(ODD)
+        parent[key] = odd(dice)
     return value
 
 
