@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,14 @@ def test_onnx_says_the_same_with_every_search_and_any_number_of_photos(kind: str
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_torch_programs_say_the_same_step_by_step(kind: str, tmp_path: Path) -> None:
     whole = captioner(kind)
+    if kind == "transformer" and torch.__version__.startswith("2.8."):
+        with pytest.raises(ArgumentError, match=r"torch 2.9 can"):
+            export(whole, tmp_path / "out", format="torch", max_length=5)
+        return
     export(whole, tmp_path / "out", format="torch", max_length=5)
-    encode, step = (torch.export.load(tmp_path / "out" / f"{name}.pt2").module() for name in ("encoder", "step"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # of torch 2.9 to 2.11
+        encode, step = (torch.export.load(tmp_path / "out" / f"{name}.pt2").module() for name in ("encoder", "step"))
     facts = json.loads((tmp_path / "out" / "exported.json").read_bytes())
     images = torch.rand(2, 3, 64, 64)
     decoder: Any = whole.decoder

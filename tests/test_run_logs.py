@@ -382,7 +382,7 @@ def test_licences_of_pretrained_weights_are_what_their_makers_state() -> None:
     swag = weights_licence("torchvision:regnet_y_16gf:IMAGENET1K_SWAG_E2E_V1") or ""
     assert "SWAG" in swag
     assert "BSD-3-Clause" in (weights_licence("torchvision:resnet18") or "")
-    assert weights_licence("timm:resnet18.a1_in1k") == "apache-2.0, as timm says"
+    assert weights_licence("timm:wide_resnet50_2.tv_in1k") == "bsd-3-clause, as timm says"
     assert weights_licence("timm:no_such_model") is None
     assert (weights_licence("inception-v3-tf:weights.safetensors") or "").startswith("Apache-2.0 (TensorFlow")
     assert weights_licence("inception-v3-tf") is None

@@ -149,7 +149,7 @@ class LSTMDecoder(nn.Module):
             return {"h": memory["h"], "c": memory["c"]}
         image = memory["image"]
         zeros = {name: image.new_zeros(image.shape[0], self.layers, self.hidden_dim) for name in ("h", "c")}
-        return zeros if self.image == "every-step" else self._run(image.unsqueeze(1), zeros)[1]
+        return zeros if self.image == "every-step" else self._cells(image, zeros)
 
     def step(self, tokens: Tensor, state: Rows, memory: Rows) -> tuple[Tensor, Rows]:
         """Tokens (R,) int64, state of R rows, memory of N rows -> logits (R, V) and the new state."""
@@ -160,15 +160,8 @@ class LSTMDecoder(nn.Module):
             if name not in state or tuple(state[name].shape) != shape:
                 found = tuple(state[name].shape) if name in state else "none"
                 raise ArgumentError(f"a step of {tokens.shape[0]} rows takes a state {name} {shape}, not {found}")
-        hidden, after = self._words(tokens.unsqueeze(1), memory).squeeze(1), []
-        # Cell by cell: one step of nn.LSTM would want the state's layers in front.
-        for layer in range(self.layers):
-            weights = (getattr(self.lstm, f"{name}_l{layer}") for name in _CELL)
-            before = state["h"][:, layer], state["c"][:, layer]
-            after.append(torch.lstm_cell(self.dropout(hidden) if layer else hidden, before, *weights))
-            hidden = after[-1][0]
-        h, c = (torch.stack(each, dim=1) for each in zip(*after, strict=True))
-        return self._logits(hidden), {"h": h, "c": c}
+        after = self._cells(self._words(tokens.unsqueeze(1), memory).squeeze(1), state)
+        return self._logits(after["h"][:, -1]), after
 
     def forward(self, tokens: Tensor, memory: Rows, *, attention: bool = False) -> Forced:
         """Teacher forcing: tokens (R, T) int64, start token first -> logits (R, T, V), in one fused LSTM call."""
@@ -205,6 +198,16 @@ class LSTMDecoder(nn.Module):
         before = None if state is None else tuple(state[name].transpose(0, 1).contiguous() for name in ("h", "c"))
         outputs, (h, c) = self.lstm(inputs, before)
         return outputs, {"h": h.transpose(0, 1), "c": c.transpose(0, 1)}
+
+    def _cells(self, entering: Tensor, state: Rows) -> Rows:
+        """One step over (R, ...), cell by cell, as nn.LSTM would want the state's layers in front -> new state."""
+        after: list[tuple[Tensor, Tensor]] = []
+        for layer in range(self.layers):
+            weights = (getattr(self.lstm, f"{name}_l{layer}") for name in _CELL)
+            before = state["h"][:, layer], state["c"][:, layer]
+            after.append(torch.lstm_cell(self.dropout(after[-1][0]) if layer else entering, before, *weights))
+        h, c = (torch.stack(each, dim=1) for each in zip(*after, strict=True))
+        return {"h": h, "c": c}
 
     def _logits(self, hidden: Tensor) -> Tensor:
         hidden = self.bridge(self.dropout(hidden))

@@ -34,7 +34,8 @@ class _Encode(nn.Module):
     def forward(self, images: Tensor) -> tuple[Rows, Rows]:
         decoder = cast(Any, self.decoder)
         memory = decoder.prepare(self.encoder(images))
-        return memory, decoder.initial_state(memory, self.max_length)
+        # Copied, as torch before 2.11 gives one output of a graph only one name.
+        return memory, {k: v.clone() for k, v in decoder.initial_state(memory, self.max_length).items()}
 
 
 class _Step(nn.Module):

@@ -106,6 +106,7 @@ class _Session:
         runtime = package("onnxruntime")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # two graphs, and torch beside them
         try:
             self._session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors share no base but this one

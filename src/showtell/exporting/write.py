@@ -125,7 +125,12 @@ def _quietly() -> Iterator[None]:
 def _programs(graphs: Graphs) -> dict[str, bytes]:
     files = {"encoder.pt2": io.BytesIO(), "step.pt2": io.BytesIO()}
     for program, file in zip((graphs.encoder, graphs.step), files.values(), strict=True):
-        torch.export.save(program, file)
+        try:
+            torch.export.save(program, file)
+        except ValueError as error:  # 2.8 can't write infinities
+            raise ArgumentError(
+                f'torch {torch.__version__} can\'t save this program ({error!s:.200}); torch 2.9 can, and format="onnx"'
+            ) from error
     return {name: file.getvalue() for name, file in files.items()}
 
 
