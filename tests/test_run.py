@@ -450,6 +450,19 @@ def test_two_runs_in_one_folder_at_once_are_refused_and_the_first_goes_on(photos
     assert Captioner.from_pretrained(tmp_path / "run", encoder=ColourEncoder)
 
 
+def test_a_cpu_without_bfloat16_computes_in_float32_and_says_so(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, said = {}, {}
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    for name, precision in (("plain", "fp32"), ("asked", "bf16")):
+        said[name] = []
+        go(photos, tmp_path / name, said[name], overrides={"precision": precision, "weights_dtype": "float32"})
+        weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert weights["asked"] == weights["plain"]
+    assert [sum("computing in fp32" in line for line in lines) for lines in said.values()] == [0, 1]
+
+
 def test_a_place_that_cannot_be_written_is_a_run_error(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "run", tmp_path / ("x" * 300)):

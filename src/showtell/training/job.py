@@ -21,6 +21,7 @@ from .feeding import encoder_parameters, feed
 from .frequencies import cached_frequencies
 from .objectives import Objective
 from .phases import check_objective, of_scores, of_words
+from .precision import at_hand
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import WarmupCosine
@@ -225,6 +226,9 @@ def prepare(
         plan, folder.features, captioner, training, validating, skip_bad=skip_bad, say=say, show=show, ranks=ranks
     )
     train, photos = fed.train, len(fed.learnt)
+    precision = at_hand(plan.precision, captioner.device)
+    if precision != plan.precision:
+        say(f"{plan.precision} is slower than {precision} on this CPU, which lacks it: computing in {precision}")
     # Few photos: an epoch goes through them several times, so that all epochs together have min_steps.
     epoch = max(math.ceil(train.per_epoch / plan.accumulate), math.ceil(plan.min_steps / plan.epochs))
     total = epoch * plan.epochs
@@ -244,7 +248,7 @@ def prepare(
                     train,
                     vocabulary=captioner.vocabulary,
                     device=captioner.device,
-                    bf16=plan.precision == "bf16",
+                    bf16=precision == "bf16",
                     show=show,
                     say=say,
                 )

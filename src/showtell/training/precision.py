@@ -12,10 +12,19 @@ from torch import Tensor, nn
 from ..checks import choice
 from ..errors import ArgumentError
 
-__all__ = ["PRECISIONS", "Precision"]
+__all__ = ["PRECISIONS", "Precision", "at_hand"]
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def at_hand(name: str, device: torch.device) -> str:
+    """`name`, but "fp32" for "bf16" on a CPU that imitates it at a hundredth of the speed, or not at all in an LSTM.
+
+    Of x86 processors those with AVX-512 do better.
+    """
+    slow = device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))
+    return "fp32" if name == "bf16" and slow else name
 
 
 class Precision:
@@ -34,7 +43,7 @@ class Precision:
     (`torch.amp.GradScaler`). Weights stay in float32.
 
     Args:
-        name: "fp32", "bf16" or "fp16".
+        name: "fp32", "bf16" or "fp16"; see `at_hand`.
         parameters: what trains; their device is where it happens.
 
     Raises:
@@ -43,8 +52,8 @@ class Precision:
 
     def __init__(self, name: Literal["fp32", "bf16", "fp16"], parameters: list[nn.Parameter]) -> None:
         """Look at the device; nothing is computed."""
-        self.name = choice("precision", name, PRECISIONS)
         self.device = parameters[0].device
+        self.name = at_hand(choice("precision", name, PRECISIONS), self.device)
         self.skipped = 0
         self._scaler = torch.amp.GradScaler(self.device.type) if name == "fp16" else None
         if self._scaler is not None and (other := {p.dtype for p in parameters} - {torch.float32}):
