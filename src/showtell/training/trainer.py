@@ -68,8 +68,8 @@ class Trainer:
         objective: a loss in terms, `CrossEntropy()` for instance.
         optimizer: over the captioner's parameters; its learning rates are the base of the schedule.
         schedule: step (from 0) -> factor of the learning rates; default: always 1.
-        precision: "fp32", or "bf16" for bfloat16 autocast (float32 on a CPU that lacks it), or "fp16" for float16 autocast with a scaled loss: a step
-            whose gradients overflow is skipped, counted, and the scale halved.
+        precision: "fp32", or "bf16" for bfloat16 autocast (float32 on a CPU that lacks it), or "fp16" for float16
+            autocast with a scaled loss: a step whose gradients overflow is skipped, counted, and the scale halved.
         accumulate: micro-batches a step, 1..4096.
         clip_norm: the longest gradient allowed, over 0; None: no clipping.
         seed: of everything random in the model.
