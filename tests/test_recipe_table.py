@@ -24,7 +24,7 @@ from showtell.training.encoding import make_encoder
 TABLE = (
     "show-tell-256", "show-tell-inception-v3", "show-attend-tell-resnet152", "show-tell-resnet50-300",
     "show-tell-resnet50-512", "show-tell-coco", "show-attend-tell-coco", "transformer-coco", "flickr8k-default",
-    "flickr8k-show-tell", "flickr8k-attention", "flickr8k-best", "tiny",
+    "flickr8k-show-tell", "flickr8k-attention", "flickr8k-fine-tuned", "flickr8k-best", "tiny",
 )  # fmt: skip
 
 
@@ -172,6 +172,7 @@ def test_our_own_go_on_with_self_critical_training_and_the_others_do_not(name: s
         ("transformer-coco", 81),
         ("flickr8k-best", 49),
         ("flickr8k-attention", 49),
+        ("flickr8k-fine-tuned", 49),
     ],
 )
 def test_our_own_recipes_build_at_full_size(name: str, grid: int | None) -> None:
@@ -198,7 +199,7 @@ def test_flickr8k_default_makes_the_bundled_layout() -> None:
 SMALL = {
     "encoder": "torchvision:mobilenet_v3_small", "pretrained": False, "image_size": 32, "epochs": 1, "min_steps": 3,
     "photos": 4, "captions": 2, "warmup": 0, "precision": "fp32", "val_photos": 3, "evaluate_every_epochs": 1,
-    "self_critical_samples": 2,
+    "self_critical_samples": 2, "encoder_start_epoch": 0,
 }  # fmt: skip
 SIZES = {
     "embed_dim": 8,
@@ -217,7 +218,8 @@ def reduced(name: str) -> dict[str, Any]:
     """What makes the recipe small and leaves its layout alone."""
     recipe = load_recipe(name)
     sizes = {key: min(value, SIZES[key]) for key, value in recipe.values().items() if key in SIZES and value}
-    named = {} if name != "show-attend-tell-resnet152" else {"train_encoder": ["features.12"]}
+    tuned = ("show-attend-tell-resnet152", "flickr8k-fine-tuned")
+    named = {"train_encoder": ["features.12"]} if name in tuned else {}
     return {**SMALL, **sizes, **named}
 
 
@@ -291,7 +293,7 @@ def test_each_recipe_trains_fifty_steps_on_real_photographs_on_its_own_backbone(
     parts = 2 if recipe.self_critical_epochs else 1
     small: dict[str, Any] = {
         "photos": 4, "captions": 1, "epochs": 1, "min_steps": 50 // parts, "warmup": 5, "val_photos": 4,
-        "self_critical_epochs": parts - 1, "evaluate_every_epochs": 1,
+        "self_critical_epochs": parts - 1, "evaluate_every_epochs": 1, "encoder_start_epoch": 0,
     }  # fmt: skip
     if name != "tiny":  # which starts from the bundled captioner
         small |= {"pretrained": False, "image_size": 75 if "inception" in name else 64}
