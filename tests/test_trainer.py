@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from showtell.errors import ArgumentError, RunError
 from showtell.protocols import Features, Forced
 from showtell.training import CrossEntropy, Term, Trainer, WarmupCosine
+from showtell.training.precision import at_hand
 
 V, D, T = 11, 6, 5
 
@@ -262,6 +263,13 @@ def test_bf16_trains_and_keeps_float32_weights() -> None:
     reports = list(islice(trainer.steps(Listed([joined(photos(4))])), 15))
     assert reports[-1].loss < reports[0].loss
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_bf16_stays_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for capability, name in (("AVX512", "bf16"), ("SVE256", "bf16"), ("AVX2", "fp32"), ("DEFAULT", "fp32")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert (at_hand("bf16", cpu), at_hand("bf16", gpu), at_hand("fp16", cpu)) == (name, "bf16", "fp16")
 
 
 def test_clumsy_options_are_refused() -> None:

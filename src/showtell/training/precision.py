@@ -19,7 +19,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def at_hand(name: str, device: torch.device) -> str:
-    """`name`, but "fp32" for "bf16" on a CPU that imitates it at a hundredth of the speed, or not at all in an LSTM.
+    """`name`, but "fp32" for "bf16" on a CPU that imitates it, far slower, or not at all in an LSTM.
 
     Of x86 processors those with AVX-512 do better.
     """
