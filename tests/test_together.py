@@ -23,7 +23,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reas
 
 
 def begin(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "showtell", *map(str, arguments)]
+    """Start a command that hears SIGINT, which a shell has its background jobs, and what they start, ignore."""
+    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    running = "import runpy; runpy.run_module('showtell', run_name='__main__')"
+    command = [sys.executable, "-c", f"{hearing}; {running}", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
