@@ -167,6 +167,14 @@ def test_the_file_is_used_while_it_fits_and_replaced_where_it_does_not(tmp_path:
         )
 
 
+def test_asking_for_long_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr("showtell.progress.SILENCE", 0.0)
+    monkeypatch.setattr("showtell.training.soft_targets._AT_ONCE", 1)
+    SoftTargets.of(teachers(), records(), batches(tiny_captioner()), show=False, say=heard.append)
+    assert [line.partition(", ")[0] for line in heard] == [f"asking the teachers: {done} of 4" for done in (1, 2, 3)]
+
+
 def test_a_teacher_may_have_trained_its_encoder(tmp_path: Path) -> None:
     words = tiny_captioner().vocabulary
     encoder = create_untrained("efficientnet-lite0", image_size=32, trainable=True)

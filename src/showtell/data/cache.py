@@ -127,7 +127,8 @@ class FeatureCache:
             device: where to compute; default: where the encoder is.
             skip_bad: photos that can't be read end up in `bad` instead of stopping the run.
             show: a progress bar; default: where standard error is a terminal.
-            say: told how large the features are before they are written, and what is thrown away.
+            say: told how large the features are before they are written, what is thrown away, and every minute how far
+                it is where there is no bar.
             ranks: the processes that share the work; all must see the same folder. The files are those of a single one,
                 and what was begun with some number of processes goes on with any other.
             view: what to change in the photos first: `Augmented(...).view(0)` for these very records.
@@ -146,7 +147,7 @@ class FeatureCache:
         ranks.same({"photos": hashlib.sha256(work.photos).hexdigest(), "encoder": work.key}, "give all the same")
         with said_plainly(work.folder):
             work.chunk, work.state = ranks.first_does(lambda: work.begin(skip_bad, say))
-            reasons = work.encode(show, ranks)
+            reasons = work.encode(show, say, ranks)
         cache = cls(work.folder, work.shapes, trunk.split, work.state)
         if cache.bad and not skip_bad:
             lines = [reasons[position] for position in sorted(cache.bad)]
@@ -277,24 +278,24 @@ class _Work:
     def _starts(self) -> range:
         return range(0, len(self.records), self.chunk)
 
-    def encode(self, show: bool | None, ranks: Ranks) -> dict[int, str]:
+    def encode(self, show: bool | None, say: Callable[[str], None], ranks: Ranks) -> dict[int, str]:
         """Encode every chunk that isn't done; the result says which photos can't be read, and why."""
         to_do = [start for start in self._starts() if not self.state[start : start + self.chunk].all()]
-        own = self._encode(ranks.own(to_do), show)
+        own = self._encode(ranks.own(to_do), show, say)
         reasons: dict[int, str] = {}
         for state, bad in ranks.every(lambda: (self.state, own)):
             self.state = np.maximum(self.state, state)
             reasons |= bad
         return dict(sorted(reasons.items()))
 
-    def _encode(self, to_do: Sequence[int], show: bool | None) -> dict[int, str]:
+    def _encode(self, to_do: Sequence[int], show: bool | None, say: Callable[[str], None]) -> dict[int, str]:
         if not to_do:
             return {}
         reasons: dict[int, str] = {}
         size = min(self.chunk, len(self.records))
         total = sum(min(size, len(self.records) - start) for start in to_do)
         with (
-            bar(total, "encoding photos", unit="photo", show=show) as progress,
+            bar(total, "encoding photos", unit="photo", show=show, say=say) as progress,
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="showtell-chunk") as pool,
             self.trunk.running(),
         ):

@@ -7,13 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..progress import bar, duration
+from ..progress import SILENCE, bar, duration
 from .trainer import StepReport
 
 __all__ = ["Meter"]
-
-_SILENCE = 60.0
-"""Seconds between two lines where there is no progress bar."""
 
 
 class Meter:
@@ -100,7 +97,7 @@ class Meter:
         return means
 
     def _break_silence(self, report: StepReport) -> None:
-        if self._silent and self._clock() - self._spoke >= _SILENCE:
+        if self._silent and self._clock() - self._spoke >= SILENCE:
             self.tell(
                 f"step {report.step:,} of {self._total:,}: {_learnt(report)}, "
                 f"data {self.data_share:.0%} of the time{self.left()}"

@@ -81,6 +81,7 @@ class SoftTargets:
         *,
         bf16: bool = False,
         show: bool | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> SoftTargets:
         """Ask the teachers, without dropout, about all captions of `batches`, which are those of `records`.
 
@@ -92,7 +93,7 @@ class SoftTargets:
         trunks = [Trunk(one.encoder).key() for one in teachers]
         kept: list[tuple[Tensor, Tensor]] = []
         lengths: list[int] = []
-        with bar(len(records), "asking the teachers", unit="photo", show=show) as progress:
+        with bar(len(records), "asking the teachers", unit="photo", show=show, say=say) as progress:
             for start in range(0, len(records), _AT_ONCE):
                 some = range(start, min(len(records), start + _AT_ONCE))
                 pixels = {spec: ImageInputs(records, spec)(some) for spec in specs}
@@ -144,7 +145,7 @@ class SoftTargets:
             if str(file["key"]) == digest.hexdigest():
                 return cls(*(torch.from_numpy(file[name]) for name in names))
         say(f"asking {len(asked)} teachers about the captions of {len(records):,} photos")
-        made = cls.of([one.to(device) for one in asked], records, batches, bf16=bf16, show=show)
+        made = cls.of([one.to(device) for one in asked], records, batches, bf16=bf16, show=show, say=say)
         content = io.BytesIO()
         np.savez(content, key=digest.hexdigest(), **{name: getattr(made, name).numpy() for name in names})
         write_file(path, content.getvalue())
