@@ -27,6 +27,7 @@ teachers = ["words"]
 [run.score]
 after = "pupil"
 search = "beam:2"
+after_seed = 0
 options = "--set objective=self-critical --set epochs=1 --set min_steps=1"
 
 [[row]]
@@ -37,7 +38,7 @@ seeds = [0, 1]
 [[row]]
 title = "Words, then the score"
 run = "score"
-seeds = [0]
+seeds = [3]
 """
 PAGE = """# Results
 
@@ -83,16 +84,17 @@ def test_rows_are_trained_resumed_and_marked_unfinished(tmp_path: Path) -> None:
     said, runs = go()
     assert said.count("$ showtell train") == 3  # the other seed, and the chain of two; its teacher is there
     assert list(runs["words"]) == ["0", "1"]
-    assert [training["name"] for training in runs["score"]["0"]["trainings"]] == ["pupil", "score"]
-    assert "search:beam:size=2" in runs["score"]["0"]["signature"]
-    result = json.loads((tmp_path / "runs" / "score-0.json").read_bytes())
-    assert runs["score"]["0"]["scores"]["CIDEr-D"] == pytest.approx(result["scores"]["CIDEr-D"], abs=1e-4)
+    assert [training["name"] for training in runs["score"]["3"]["trainings"]] == ["pupil", "score"]
+    assert "search:beam:size=2" in runs["score"]["3"]["signature"]
+    result = json.loads((tmp_path / "runs" / "score-3.json").read_bytes())
+    assert runs["score"]["3"]["scores"]["CIDEr-D"] == pytest.approx(result["scores"]["CIDEr-D"], abs=1e-4)
     text = page.read_text()
     assert "unfinished" not in text
     assert text.endswith("\nAfter.\n")
     assert "\nBetween.\n" in text
     assert (tmp_path / "images" / "results.svg").stat().st_size > 1000
-    for command in runs["score"]["0"]["commands"]:
+    assert "--init " + str(tmp_path / "runs" / "pupil-0") in runs["score"]["3"]["commands"][1]
+    for command in runs["score"]["3"]["commands"]:
         assert command in text
 
     said, again = go()
