@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["weights_licence"]
 
 _IMAGENET = "they were trained on ImageNet, whose terms are for research"
+_LITE = "Apache-2.0 (Google's EfficientNet-Lite)"
 _MADE = "the file is that of scripts/convert-inception, whose source names no licence for the weights"
 
 
@@ -20,8 +21,10 @@ def weights_licence(name: str) -> str | None:
     "default" is the encoder of the bundled captioner. Nothing is fetched.
     """
     kind, _, rest = name.partition(":")
-    if name == "default" or kind in ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"):
-        return "Apache-2.0 (Google's EfficientNet-Lite)"
+    if kind in ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"):
+        return _LITE
+    if name == "default":
+        return f"research and non-commercial use, as its fine-tuning on Flickr8k is; before that {_LITE}"
     if kind == "inception-v3-tf" and rest:
         return f"Apache-2.0 (TensorFlow's release of Inception-v3, if {_MADE}); {_IMAGENET}"
     if kind == "torchvision" and rest:
