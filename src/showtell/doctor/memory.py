@@ -16,7 +16,8 @@ LOSS_GAP = 1.0
 bundled captioner, kept at its best epoch: 0.4."""
 
 SCORE_GAP = 0.5
-"""CIDEr-D by which captions of train may exceed those of val, of val's own. The bundled captioner: 0.1."""
+"""CIDEr-D by which captions of train may exceed those of val, of val's own. The bundled captioner, whose
+teachers knew the training captions well: 0.46, between 0.16 and 0.76; the one before it: 0.1."""
 
 
 def check_gap(train: Sample | None, val: Sample, why_not: str) -> Check:
