@@ -37,10 +37,10 @@ SCORE_WINS = 0.65
 captioner: 0.88; the one before it with its captions dealt to other photos: 0.52."""
 
 BETTER = 0.02
-"""Nats a word by which a probe must lower the loss, besides being significant. Broken on purpose, the bundled captioner of then
-gains 0.034 (colours inverted, the least) to 1.0 (values 255 times too small) on photos it was trained on; healthy, the
-best probe loses 0.019 (mirrored, which isn't tried), the next 0.034 (inverted). With photos of 96 pixels in place of
-224 twice the size gains 0.24, and 0.11 where the decoder was trained on such photos."""
+"""Nats a word by which a probe must lower the loss, besides being significant. Broken on purpose, the bundled
+captioner of then gains 0.034 (colours inverted, the least) to 1.0 (values 255 times too small) on photos it was
+trained on; healthy, the best probe loses 0.019 (mirrored, which isn't tried), the next 0.034 (inverted). With photos
+of 96 pixels in place of 224 twice the size gains 0.24, and 0.11 where the decoder was trained on such photos."""
 
 _SURE = 0.999  # so that 15 probes on a healthy captioner rarely give one that seems to help by chance
 _CAPTIONS = 2  # a photo; many photos tell more than many captions
