@@ -127,6 +127,7 @@ class Job:
     reference_words: float
     photos: int
     trained: frozenset[str]
+    taught: SoftTargets | None = None
     before: int = 0
     scores: bool = False
     ranks: Ranks = ALONE
@@ -142,7 +143,7 @@ class Job:
         train = self.train.with_references()
         total = self.epoch * plan.self_critical_epochs
         with self.ranks.turns():
-            objective = of_scores(plan, self.captioner, train, self.photos, self.folder.reward_frequencies)
+            objective = of_scores(plan, self.captioner, train, self.photos, self.folder.reward_frequencies, self.taught)
         for name, parameter in encoder_parameters(
             self.captioner
         ):  # some may still have been frozen: see encoder_start_epoch
@@ -233,25 +234,25 @@ def prepare(
     epoch = max(math.ceil(train.per_epoch / plan.accumulate), math.ceil(plan.min_steps / plan.epochs))
     total = epoch * plan.epochs
     objective: Objective
+    taught = None
+    if plan.teachers:
+        with ranks.turns():
+            taught = SoftTargets.cached(
+                folder.soft_targets,
+                plan.teachers,
+                fed.learnt,
+                train,
+                vocabulary=captioner.vocabulary,
+                device=captioner.device,
+                bf16=precision == "bf16",
+                show=show,
+                say=say,
+            )
     if plan.objective == "self-critical":
         train = train.with_references()
         with ranks.turns():
-            objective = of_scores(plan, captioner, train, photos, folder.reward_frequencies)
+            objective = of_scores(plan, captioner, train, photos, folder.reward_frequencies, taught)
     else:
-        taught = None
-        if plan.teachers:
-            with ranks.turns():
-                taught = SoftTargets.cached(
-                    folder.soft_targets,
-                    plan.teachers,
-                    fed.learnt,
-                    train,
-                    vocabulary=captioner.vocabulary,
-                    device=captioner.device,
-                    bf16=precision == "bf16",
-                    show=show,
-                    say=say,
-                )
         objective = of_words(plan, total, taught)
     late = plan.encoder_start_epoch * epoch
     trainer = _trainer(plan, captioner, objective, total, late=late, carried=carried, ranks=ranks)
@@ -280,6 +281,7 @@ def prepare(
         reference_words=sum(lengths) / len(lengths),
         photos=photos,
         trained=fed.trained,
+        taught=taught,
         scores=plan.objective == "self-critical",
         ranks=ranks,
     )

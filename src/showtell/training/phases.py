@@ -40,9 +40,7 @@ def check_objective(plan: Recipe, captioner: Captioner, *, carried: bool) -> Non
 
 def of_words(plan: Recipe, total: int, taught: SoftTargets | None = None) -> Objective:
     """Cross entropy, with what the recipe adds; `total` steps. taught: what the teachers say, for distillation."""
-    words: ForcedObjective = CrossEntropy(plan.label_smoothing)
-    if taught is not None:
-        words = Distillation(words, taught, plan.distillation)
+    words = _words(plan, taught)
     base: Any = DoublyStochastic(words, plan.doubly_stochastic) if plan.doubly_stochastic else words
     if plan.prefixes:
         return Prefixes(base)
@@ -53,10 +51,12 @@ def of_words(plan: Recipe, total: int, taught: SoftTargets | None = None) -> Obj
     return ScheduledSampling(base, InverseSigmoidRise(plan.sampling, max(1, total // 2)))
 
 
-def of_scores(plan: Recipe, captioner: Captioner, train: Batches, photos: int, frequencies: Path) -> SelfCritical:
+def of_scores(
+    plan: Recipe, captioner: Captioner, train: Batches, photos: int, frequencies: Path, taught: SoftTargets | None
+) -> SelfCritical:
     """Self-critical training on `photos` photos, weighing n-grams as all their captions do.
 
-    Captions are drawn as long as the search may make them.
+    Captions are drawn as long as the search may make them. taught: as for `of_words`, where words are learnt beside.
     """
     references = train.references(range(photos))
     cider = CiderD(cached_frequencies(frequencies, references, vocabulary=captioner.vocabulary))
@@ -66,5 +66,13 @@ def of_scores(plan: Recipe, captioner: Captioner, train: Batches, photos: int, f
         samples=plan.self_critical_samples,
         baseline=cast(Any, plan.self_critical_baseline),
         temperature=plan.self_critical_temperature,
+        dropout=plan.self_critical_dropout,
+        words=_words(plan, taught) if plan.self_critical_words else None,
+        share=plan.self_critical_words,
         max_length=parse_search(plan.search).max_length,
     )
+
+
+def _words(plan: Recipe, taught: SoftTargets | None) -> ForcedObjective:
+    words: ForcedObjective = CrossEntropy(plan.label_smoothing)
+    return words if taught is None else Distillation(words, taught, plan.distillation)

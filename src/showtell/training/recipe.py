@@ -88,6 +88,8 @@ SECTIONS = {
         "self_critical_temperature",
         "self_critical_bleu",
         "self_critical_length",
+        "self_critical_dropout",
+        "self_critical_words",
     ),
     "validation": ("evaluate_every_epochs", "val_photos", "patience", "search"),
     "saving": ("weights_dtype", "save_every_steps", "log_every_steps"),
@@ -187,6 +189,8 @@ class Recipe:
     self_critical_temperature: float
     self_critical_bleu: float
     self_critical_length: float
+    self_critical_dropout: bool
+    self_critical_words: float
     evaluate_every_epochs: int
     val_photos: int
     patience: int
@@ -206,8 +210,6 @@ class Recipe:
             object.__setattr__(self, key, value)
         self._check_objective()
         choice("precision", self.precision, PRECISIONS)
-        flag("freeze_batch_norm", self.freeze_batch_norm)
-        flag("compile", self.compile)
         if self.encoder_start_epoch >= self.epochs:
             raise ArgumentError(
                 f"encoder_start_epoch = {self.encoder_start_epoch} never comes in a run of {self.epochs} epochs, which "
@@ -240,10 +242,10 @@ class Recipe:
         choice("vocabulary", self.vocabulary, ("word", "bpe"))
         whole("min_count", self.min_count, 1, 10**6)
         whole("max_size", self.max_size, 0, 10**6)
-        flag("lowercase", self.lowercase)
         choice("punctuation", self.punctuation, ("drop", "keep"))
         choice("hyphens", self.hyphens, ("inside", "apart"))
-        flag("prefixes", self.prefixes)
+        for key in ("lowercase", "prefixes", "freeze_batch_norm", "compile", "self_critical_dropout"):
+            flag(key, getattr(self, key))
 
     def _check_encoder(self) -> None:
         """The encoder isn't built here: whether it can be so large, or has a grid, it says itself."""
@@ -287,10 +289,11 @@ class Recipe:
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
             raise ArgumentError(f'teachers is a list of folders of captioners such as ["runs/one"], not {names!r:.100}')
         object.__setattr__(self, "teachers", tuple(names))
-        if bool(names) != (self.objective == "distillation"):
+        beside = self.objective == "self-critical" and self.self_critical_words > 0
+        if bool(names) != (self.objective == "distillation") and not beside:
             raise ArgumentError(
                 'teachers and objective = "distillation" go together: name the folders of the captioners to learn '
-                "from, or leave both out"
+                'from, or leave both out; "self-critical" takes them too, where self_critical_words is not 0'
             )
 
     def _check_decoder(self) -> None:

@@ -39,5 +39,6 @@ NUMBERS: tuple[tuple[str, float, float], ...] = (
     ("self_critical_temperature", 0.01, 100.0),
     ("self_critical_bleu", 0.0, 100.0),
     ("self_critical_length", 0.0, 100.0),
+    ("self_critical_words", 0.0, 1000.0),
     ("distillation", 0.0, 1.0),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Self
 
@@ -11,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import choice, number, whole
+from ..checks import choice, flag, number, whole
 from ..errors import ArgumentError, RunError
 from ..generate import begin, generate
 from ..metrics.diversity import BAD_ENDINGS
-from ..protocols import Features
+from ..protocols import Features, Forced
 from ..search import Greedy, Sample
 from ..vocabulary import Vocabulary
 from .drawing import bare, check_photos, encode, seed_of, without_dropout
-from .objectives import Term, wide
+from .objectives import ForcedObjective, Term, wide
 from .rewards import Reward
 
 __all__ = ["Draw", "SelfCritical"]
@@ -57,12 +58,13 @@ class SelfCritical:
     The photo is encoded once where the encoder is frozen. The sum is divided by the number of drawn captions, of
     photos that have references. Chance is a function of (seed, step, the photo's position), so that neither the
     batches nor the number of processes matter. Drawing and scoring know the same words, never `<pad>`, `<start>` and
-    `<unk>`, and happen without dropout. The loss hovers around 0 and says little; what to look at are the notes:
-    reward, words (without the end token), bad_endings (the share of captions that end in "a", "of", "and" ...),
+    `<unk>`; captions are drawn without dropout. The loss hovers around 0 and says little; what to look at are the
+    notes: reward, words (without the end token), bad_endings (the share of captions that end in "a", "of", "and" ...),
     reference_words, and baseline where it is the greedy one.
 
     Sources: Rennie et al. 2017, "Self-critical Sequence Training" (arXiv:1612.00563); the mean of the others as
-    baseline: Luo 2020, "A Better Variant of Self-Critical Sequence Training" (arXiv:2003.09971).
+    baseline: Luo 2020, "A Better Variant of Self-Critical Sequence Training" (arXiv:2003.09971); with words beside:
+    Paulus, Xiong, Socher 2017, "A Deep Reinforced Model for Abstractive Summarization" (arXiv:1705.04304), eq. 16.
 
     Args:
         reward: (captions, references) -> a number a caption: `CiderD(frequencies)`, `MixedReward(...)` or your own.
@@ -72,6 +74,10 @@ class SelfCritical:
             greedy search finds.
         temperature: 0.01..100, of the distribution that is drawn from and learnt: below 1 a sharper one. A model that
             learnt with label smoothing is flat: what it draws at 1 is mostly noise, of which short captions win.
+        dropout: drop in the forced pass; captions are always drawn without.
+        words: `CrossEntropy()` or `Distillation(...)`, learnt in the same pass: a mixed objective, by which what the
+            captions taught isn't unlearnt.
+        share: how much the words count, 0..1000; the score counts 1.
         max_length: the most tokens drawn, the end token included, 1..1000.
         draw: gives the captions instead, for tests.
 
@@ -88,6 +94,9 @@ class SelfCritical:
         baseline: Literal["others", "greedy"] = "others",
         temperature: float = 1.0,
         max_length: int = 20,
+        dropout: bool = False,
+        words: ForcedObjective | None = None,
+        share: float = 1.0,
         draw: Draw | None = None,
     ) -> None:
         """Keep the settings."""
@@ -100,6 +109,9 @@ class SelfCritical:
             raise ArgumentError('samples = 1 has no others to compare with; draw at least 2, or use baseline="greedy"')
         self.temperature = number("temperature", temperature, 0.01, 100.0)
         self.max_length = whole("max_length", max_length, 1, 1000)
+        self.dropout = flag("dropout", dropout)
+        self.words = words
+        self.share = number("the weight of the words", share, 0.0, 1000.0)
         self.draw = draw
         self._seed = self._step = 0
 
@@ -113,20 +125,17 @@ class SelfCritical:
         """The number of captions that will be drawn for photos that have references."""
         drawn = float(self.samples * sum(map(bool, _references(batch))))
         names = ("self_critical", "reward", "words", "bad_endings", "reference_words")
-        return dict.fromkeys((*names, "baseline") if self.baseline == "greedy" else names, drawn)
+        found = dict.fromkeys((*names, "baseline") if self.baseline == "greedy" else names, drawn)
+        return {**found, **(self.words.weights(batch) if self.words is not None else {})}
 
     def __call__(self, captioner: Any, batch: Any) -> dict[str, Term]:
         """Draw, score, and say by how much each caption is to become likelier."""
         model = bare(captioner)
         references = _references(batch)
-        with without_dropout(model):
-            return self._terms(captioner, model, batch, references)
-
-    def _terms(self, captioner: Any, model: Any, batch: Any, references: Any) -> dict[str, Term]:
         words: Vocabulary = model.vocabulary
-        features, forced = encode(model, batch)
-        images = features.pooled.shape[0]
-        with torch.no_grad():
+        with torch.no_grad(), without_dropout(model):
+            features, forced = encode(model, batch)
+            images = features.pooled.shape[0]
             draw = self._sample if self.draw is None else self.draw
             tokens = draw(model, features, check_photos(batch, images))
             if tuple(tokens.shape[:2]) != (images, self.samples) or len(references) != images:
@@ -142,7 +151,9 @@ class SelfCritical:
             base = self._rewards(first, references, 1).expand(-1, self.samples)
         else:
             base = (rewards.sum(1, keepdim=True) - rewards) / (self.samples - 1)
-        logits = wide(captioner(forced.inputs, drawn.tokens, trunk=forced.trunk).logits) / self.temperature
+        with nullcontext() if self.dropout else without_dropout(model):
+            said, terms = self._said(captioner, forced, drawn, words.pad_id)
+        logits = said / self.temperature
         never = torch.tensor([words.pad_id, words.start_id, words.unk_id], device=logits.device)
         logits = logits.index_fill(2, never, -torch.inf)
         losses = F.cross_entropy(logits.flatten(0, 1), drawn.targets.flatten(), reduction="none")
@@ -153,7 +164,26 @@ class SelfCritical:
             sums["baseline"] = base.sum()
         weight = self.weights(batch)["self_critical"]
         notes = {name: Term(total, weight, None) for name, total in sums.items()}
-        return {"self_critical": Term((advantages * each).sum(), weight), **notes}
+        return {"self_critical": Term((advantages * each).sum(), weight), **notes, **terms}
+
+    def _said(self, captioner: Any, batch: Any, drawn: _Drawn, pad: int) -> tuple[Tensor, dict[str, Term]]:
+        """What the model says to the captions drawn, (R, T, V), and the terms of the words, of the same forced pass."""
+        if self.words is None:
+            return wide(captioner(batch.inputs, drawn.tokens, trunk=batch.trunk).logits), {}
+        width, known = drawn.tokens.shape[1], batch.tokens.shape[1]
+        longest = max(width, known)
+        images = len(drawn.tokens) // self.samples
+        both = [
+            F.pad(tokens, (0, longest - tokens.shape[1]), value=pad).view(images, -1, longest)
+            for tokens in (drawn.tokens, batch.tokens)
+        ]
+        said = captioner(batch.inputs, torch.cat(both, 1).flatten(0, 1), trunk=batch.trunk).logits
+        said = said.view(images, -1, *said.shape[1:])
+        terms = self.words.terms(Forced(said[:, self.samples :, :known].flatten(0, 1)), batch)
+        return wide(said[:, : self.samples, :width].flatten(0, 1)), {
+            name: term if term.factor is None else term._replace(factor=term.factor * self.share)
+            for name, term in terms.items()
+        }
 
     def _sample(self, model: Any, features: Features, photos: Sequence[int]) -> Tensor:
         words = model.vocabulary
