@@ -19,6 +19,7 @@ _BUILT_IN: dict[Kind, dict[str, str]] = {
     "encoder": {
         "efficientnet-lite.v1": "showtell.encoders.efficientnet_lite:EfficientNetLite",
         "inception-v3-tf.v1": "showtell.encoders.inception_tf:InceptionV3TF",
+        "joined.v1": "showtell.encoders.joined:JoinedEncoder",
         "precomputed.v1": "showtell.encoders.precomputed:PrecomputedFeatures",
         "timm.v1": "showtell.encoders.timm:TimmEncoder",
         "torchvision.v1": "showtell.encoders.torchvision:TorchvisionEncoder",

@@ -37,6 +37,9 @@ def add_command(commands: Any) -> None:
         help='the captioner to start from: a folder, a Hub id, "default" (the bundled one) or "none" (from scratch)',
     )
     parser.add_argument(
+        "--beside", metavar="M", help="a captioner whose encoder is put beside that of --init, to look with both"
+    )
+    parser.add_argument(
         "--encoder",
         metavar="E",
         help="with --init none: efficientnet-lite0, torchvision:resnet50, timm:NAME, ... (default: the recipe's)",
@@ -79,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
         caption_column=options.caption_column,
         recipe=options.recipe,
         init=None if options.init == "none" else options.init,
+        beside=options.beside,
         encoder=options.encoder,
         overrides=dict(map(_setting, options.set)),
         skip_bad=options.skip_bad,

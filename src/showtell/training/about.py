@@ -26,6 +26,8 @@ __all__ = ["About", "DataFile", "about_run", "environment", "without_folders"]
 
 _MOST_FILES = 8
 _UNKNOWN = "not known"
+_BESIDE = ", with the encoder of one more beside its own"
+_ALSO = {"weights of the encoder beside": "as of the captioner it came from"}
 _HOLDS = re.compile(r"^---\n(.*?)\n---\n", re.DOTALL)
 
 
@@ -64,6 +66,7 @@ def about_run(
     *,
     init: Init,
     start: Captioner | None,
+    beside: bool = False,
     encoder: str | nn.Module | None,
     plan: Recipe,
     data_license: str | None,
@@ -84,14 +87,15 @@ def about_run(
         for name, records in (("train", training), ("val", validating))
     }
     photos, captions = counts["train"]
+    origin = _origin(init, encoder, plan) + _BESIDE * beside
     card = "" if start is None else start._card or ""
     return About(
-        story=f"Trained on {photos:,} photos with {captions:,} captions, starting {_origin(init, encoder, plan)}.",
+        story=f"Trained on {photos:,} photos with {captions:,} captions, starting {origin}.",
         files=tuple(files),
         file_count=len(names),
         fingerprint=fingerprint,
         counts=counts,
-        licences=_licences(init, card, encoder, plan, data_license),
+        licences=_licences(init, card, encoder, plan, data_license) | (_ALSO if beside else {}),
         license=_fact(card, "license"),
     )
 

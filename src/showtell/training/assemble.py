@@ -22,6 +22,7 @@ from ..ranks import Ranks
 from ..registry import component_name, find_component
 from ..vocabulary import Vocabulary
 from .encoding import make_encoder
+from .joining import with_encoder
 from .recipe import Recipe
 from .recipe_files import load_recipe
 from .stages import trunk_stages
@@ -45,8 +46,16 @@ Say = Callable[[str], None]
 _CAPTIONS_A_COUNT = 2000
 
 
-def load_init(init: Init) -> Captioner | None:
-    """The captioner that a run starts from: "default" is the bundled one, None none."""
+def load_init(init: Init, beside: Init = None) -> Captioner | None:
+    """The captioner that a run starts from, with the encoder of the one `beside`: "default" is the bundled one."""
+    if beside is not None:
+        start, other = load_init(init), load_init(beside)
+        if start is None or other is None:
+            raise ArgumentError(
+                "an encoder beside goes with a captioner to start from, and this run starts from scratch; name one "
+                "with init (--init FOLDER)"
+            )
+        return with_encoder(start, other)
     if init is None or isinstance(init, Captioner):
         return init
     return Captioner.default() if init == "default" else Captioner.from_pretrained(init)

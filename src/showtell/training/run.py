@@ -55,6 +55,7 @@ def train(
     *,
     recipe: str | os.PathLike[str] | Recipe = "default",
     init: Init = "default",
+    beside: Init = None,
     encoder: str | nn.Module | None = None,
     overrides: Mapping[str, Any] | None = None,
     images: str | os.PathLike[str] | None = None,
@@ -104,6 +105,8 @@ def train(
         init: the captioner to start from: "default" (the bundled one), a folder, a Hub id or a `Captioner`; None:
             from scratch, on the bundled captioner's encoder unless `encoder` or the recipe names another. A recipe
             with another decoder than the bundled captioner's, or that names its encoder, makes None of "default".
+        beside: a captioner as for `init`, whose encoder is put beside that of `init`: it begins with the same captions
+            and learns to look with both.
         encoder: for init=None: "efficientnet-lite0", "torchvision:resnet50", "timm:NAME", or an encoder of your own.
         overrides: recipe settings to change, such as {"epochs": 3}.
         images, image_column, caption_column: as for `read_dataset`.
@@ -125,6 +128,7 @@ def train(
     """
     plan = load_recipe(recipe).changed({} if overrides is None else overrides)
     _check_start(init, output)
+    _check_start(beside, output)
     writers = open_writers(log_to)
     if data_license is not None and not (isinstance(data_license, str) and data_license.strip()):
         raise ArgumentError(f'data_license is a licence\'s name such as "CC BY 4.0", not {data_license!r:.100}')
@@ -138,7 +142,7 @@ def train(
         dataset = open_data(data, images, image_column, caption_column)
         training, validating = usable(dataset, plan, skip_bad, say)
         with ranks.turns(local=True):  # it may be downloaded
-            start = load_init(init)
+            start = load_init(init, beside)
         contents = dataset.fingerprint()
         identity = {
             "version": __version__,
@@ -184,6 +188,7 @@ def train(
             validating,
             init=init,
             start=start,
+            beside=beside is not None,
             encoder=encoder,
             plan=plan,
             data_license=data_license,

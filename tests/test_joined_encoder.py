@@ -1,0 +1,203 @@
+"""Two encoders side by side: features, saving, a captioner that gets a second one, and runs that begin so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from showtell.captioner import Captioner
+from showtell.cli import main
+from showtell.decoders import LSTMDecoder
+from showtell.encoders import create_untrained
+from showtell.encoders.joined import JoinedEncoder
+from showtell.errors import ArgumentError, FormatError, RunError
+from showtell.image_spec import ImageSpec
+from showtell.protocols import Features
+from showtell.registry import register_encoder
+from showtell.testing import TinyEncoder, check_encoder, tiny_captioner
+from showtell.training.joining import with_encoder
+from test_run import go, write_photos
+
+PHOTOS = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+DECODERS = ["lstm.v1", "attention-lstm.v1", "adaptive-lstm.v1", "transformer.v1"]
+
+
+def lite(variant: int, **options: Any) -> Any:
+    settings = {"image_size": 64, "grid": True, "head": {"dim": 6 + variant, "batch_norm": True}, **options}
+    return create_untrained(f"efficientnet-lite{variant}", **settings)
+
+
+@register_encoder("mean-of-colours.v1")
+class Mean(nn.Module):
+    """An encoder without trunk, head or cells."""
+
+    feature_dim = 3
+    image_spec = ImageSpec(32, 32)
+
+    def forward(self, images: torch.Tensor) -> Features:
+        return Features(images.mean((2, 3)))
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+
+class Unnamed(Mean):
+    """One that no saved captioner can name."""
+
+
+def test_features_of_the_parts_lie_side_by_side() -> None:
+    a, b = TinyEncoder(feature_dim=5), TinyEncoder(feature_dim=7)
+    joined = JoinedEncoder([a, b])
+    assert (joined.feature_dim, joined.trunk_dims) == (12, [8, 8])
+    found, of_a, of_b = joined(PHOTOS), a(PHOTOS), b(PHOTOS)
+    assert torch.equal(found.pooled, torch.cat([of_a.pooled, of_b.pooled], 1))
+    assert torch.equal(found.grid, torch.cat([of_a.grid, of_b.grid], 2))
+    assert torch.equal(found.boxes, of_a.boxes)
+    assert joined.trunk(PHOTOS).pooled.shape == (3, 16)
+
+
+@pytest.mark.parametrize("grid", [True, False])
+def test_it_keeps_the_laws_of_encoders(grid: bool) -> None:
+    check_encoder(JoinedEncoder([TinyEncoder(4), TinyEncoder(9), TinyEncoder(2)]))
+    joined = JoinedEncoder([lite(0, grid=grid), lite(2, grid=grid)])
+    assert (joined.feature_dim, joined.trunk_dims) == (14, [1280, 1280])
+    check_encoder(joined)
+    check_encoder(JoinedEncoder([joined, lite(1, grid=grid)]))
+    check_encoder(JoinedEncoder([Mean(), Mean()]))
+
+
+def test_a_captioner_with_one_opens_again_without_a_photo_being_seen(tmp_path: Path) -> None:
+    made = with_encoder(tiny_captioner(decoder="attention-lstm.v1"), tiny_captioner(seed=1))
+    made.save_pretrained(tmp_path / "both", weights_dtype="float32")
+    again = Captioner.from_pretrained(tmp_path / "both")
+    assert isinstance(again.encoder, JoinedEncoder)
+    assert again.encoder.trunk_dims == [8, 8]
+    assert again.caption(list(PHOTOS)) == made.caption(list(PHOTOS))
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+
+
+def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
+    one = TinyEncoder()
+    for parts in ([one], [], one, None, "ab"):
+        with pytest.raises(ArgumentError, match="at least two encoders"):
+            JoinedEncoder(parts)  # type: ignore[arg-type]
+    for part in (nn.Linear(2, 2), TinyEncoder, 3):
+        with pytest.raises(ArgumentError, match=r"follows showtell\.Encoder"):
+            JoinedEncoder([one, part])  # type: ignore[list-item]
+    for entry in ({}, {"name": None, "config": {}}, {"name": "tiny.v1"}, {"name": "tiny.v1", "config": 3}):
+        with pytest.raises(ArgumentError, match="registered"):
+            JoinedEncoder([one, entry])
+    with pytest.raises(ArgumentError, match=r"TinyEncoder takes ImageSpec\(.*32.*EfficientNetLite ImageSpec\(.*64"):
+        JoinedEncoder([one, lite(0)])
+    with pytest.raises(ArgumentError, match="TinyEncoder 16 cells, Mean no cells"):
+        JoinedEncoder([one, Mean()])(PHOTOS)
+    with pytest.raises(ArgumentError, match="cells"):
+        JoinedEncoder([lite(0, grid_size=1), lite(2)])(torch.rand(1, 3, 64, 64))
+    with pytest.raises(ArgumentError, match="features of 16 numbers, not 8"):
+        JoinedEncoder([one, TinyEncoder()]).head(one.trunk(PHOTOS))
+    unnamed = Captioner(JoinedEncoder([Mean(), Unnamed()]), LSTMDecoder(25, 6), tiny_captioner().vocabulary)
+    unnamed.save_pretrained(tmp_path / "unnamed")
+    with pytest.raises(FormatError, match="registered"):
+        Captioner.from_pretrained(tmp_path / "unnamed")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_captioner_says_the_same_with_a_second_encoder_and_learns_to_use_it(decoder: str) -> None:
+    captioner, other = tiny_captioner(decoder=decoder), tiny_captioner(seed=1)
+    before = {name: tensor.clone() for name, tensor in captioner.state_dict().items()}
+    random = torch.get_rng_state()
+    made = with_encoder(captioner, other)
+    assert torch.equal(torch.get_rng_state(), random)
+    said = [[c.text for c in one.caption(list(PHOTOS), search="beam:3")] for one in (made, captioner)]
+    assert said[0] == said[1]
+    assert made.vocabulary is captioner.vocabulary
+    assert made.search == captioner.search
+    new = made.decoder.state_dict()
+    longer = [name for name, tensor in new.items() if tensor.shape != before[f"decoder.{name}"].shape]
+    assert longer
+    tokens = captioner.vocabulary.encode_batch(["a dog runs", "a small dog", "two men ride"])
+    made(PHOTOS, torch.tensor(tokens)).logits.square().sum().backward()
+    for name, parameter in cast(nn.Module, made.decoder).named_parameters():
+        if name in longer:
+            assert parameter.grad is not None
+            assert float(parameter.grad[..., -16:].abs().max()) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in captioner.state_dict().items())
+
+
+def test_a_decoder_that_cannot_take_more_features_is_named() -> None:
+    words = tiny_captioner().vocabulary
+    bare = Captioner(TinyEncoder(8), LSTMDecoder(len(words), 8, embed_dim=8, project=False), words)
+    with pytest.raises(ArgumentError, match="LSTMDecoder can't take the features of a second encoder"):
+        with_encoder(bare, tiny_captioner())
+
+    class Normed(LSTMDecoder):
+        """Features are compared with each other, so more of them change all."""
+
+        def prepare(self, features: Features) -> Any:
+            return super().prepare(features._replace(pooled=features.pooled.softmax(1)))
+
+    normed = Captioner(TinyEncoder(8), Normed(len(words), 8, embed_dim=4), words)
+    with pytest.raises(ArgumentError, match="Normed can't take the features of a second encoder: what it says changes"):
+        with_encoder(normed, tiny_captioner())
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+def test_a_run_begins_with_the_encoder_of_another_beside(photos: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        tiny_captioner(seed=seed, decoder="attention-lstm.v1").save_pretrained(tmp_path / f"{seed}")
+    options: dict[str, Any] = {"init": tmp_path / "0", "overrides": {"epochs": 1, "min_steps": 3}}
+    go(photos, tmp_path / "alone", **options)
+    result = go(photos, tmp_path / "both", beside=tmp_path / "1", **options)
+    made = Captioner.from_pretrained(result.output / "checkpoints" / "step-00000003")
+    assert isinstance(made.encoder, JoinedEncoder)
+    assert "with the encoder of one more beside its own" in (tmp_path / "both" / "README.md").read_text()
+    assert (
+        "weights of the encoder beside: as of the captioner it came from"
+        in (tmp_path / "both" / "README.md").read_text()
+    )
+    first = TinyEncoder().body[0].weight
+    parts = [cast(Any, part).body[0].weight for part in made.encoder.parts]
+    assert all(part.shape == first.shape for part in parts)
+    assert not torch.equal(parts[0], parts[1])
+    heard: list[str] = []
+    go(photos, tmp_path / "both", heard, beside=tmp_path / "1", **options)
+    assert any("this run is finished" in line for line in heard)
+    with pytest.raises(RunError, match="init: was"):
+        go(photos, tmp_path / "both", **options)
+    with pytest.raises(RunError, match="init: was"):
+        go(photos, tmp_path / "both", beside=tmp_path / "0", **options)
+
+
+def test_a_run_may_train_one_of_the_two(photos: Path, tmp_path: Path) -> None:
+    start, other = tiny_captioner(), tiny_captioner(seed=1)
+    settings = {"epochs": 1, "min_steps": 3, "train_encoder": ["parts.1.body"], "encoder_learning_rate": 1e-2}
+    result = go(photos, tmp_path / "run", init=start, beside=other, overrides=settings)
+    made: Any = Captioner.from_pretrained(result.output / "checkpoints" / "step-00000003").encoder
+    bodies = [cast(Any, one.encoder).body[0].weight for one in (start, other)]
+    same = [torch.allclose(part.body[0].weight, body, atol=1e-4) for part, body in zip(made.parts, bodies, strict=True)]
+    assert same == [True, False]
+
+
+def test_an_encoder_beside_needs_a_captioner_to_start_from(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ArgumentError, match="this run starts from scratch"):
+        go(photos, tmp_path / "run", init=None, beside=tiny_captioner())
+    tiny_captioner().save_pretrained(tmp_path / "one")
+    with pytest.raises(ArgumentError, match="output of this very run"):
+        go(photos, tmp_path / "one", init=tiny_captioner(), beside=tmp_path / "one")
+    command = ["train", "--data", str(photos), "--output", str(tmp_path / "run"), "--beside", str(tmp_path / "one")]
+    assert main([*command, "--init", "none"]) == 2
+    assert "this run starts from scratch" in capsys.readouterr().err
+    assert main(command) == 2
+    assert "joined encoders take the same photos" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
