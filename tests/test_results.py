@@ -22,12 +22,13 @@ options = '''--init none --encoder efficientnet-lite0 --set pretrained=false --s
 [run.pupil]
 options = '''--init none --encoder efficientnet-lite0 --set pretrained=false --set image_size=32 --set embed_dim=8
 --set hidden_dim=8 --set epochs=1 --set min_steps=2 --set search=greedy'''
-teachers = ["words"]
+teachers = ["words", "words:1"]
 
 [run.score]
 after = "pupil"
 search = "beam:2"
 after_seed = 0
+beside = "words:1"
 options = "--set objective=self-critical --set epochs=1 --set min_steps=1"
 
 [[row]]
@@ -94,6 +95,7 @@ def test_rows_are_trained_resumed_and_marked_unfinished(tmp_path: Path) -> None:
     assert "\nBetween.\n" in text
     assert (tmp_path / "images" / "results.svg").stat().st_size > 1000
     assert "--init " + str(tmp_path / "runs" / "pupil-0") in runs["score"]["3"]["commands"][1]
+    assert "--beside " + str(tmp_path / "runs" / "words-1") in runs["score"]["3"]["commands"][1]
     for command in runs["score"]["3"]["commands"]:
         assert command in text
 
