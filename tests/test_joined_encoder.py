@@ -92,6 +92,9 @@ def test_what_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     for entry in ({}, {"name": None, "config": {}}, {"name": "tiny.v1"}, {"name": "tiny.v1", "config": 3}):
         with pytest.raises(ArgumentError, match="registered"):
             JoinedEncoder([one, entry])
+    for dims in ([8], [8, 8, 8], [8, 0], [8, "8"]):
+        with pytest.raises(ArgumentError, match="trunk_dims"):
+            JoinedEncoder([one, TinyEncoder()], trunk_dims=dims)
     with pytest.raises(ArgumentError, match=r"TinyEncoder takes ImageSpec\(.*32.*EfficientNetLite ImageSpec\(.*64"):
         JoinedEncoder([one, lite(0)])
     with pytest.raises(ArgumentError, match="TinyEncoder 16 cells, Mean no cells"):
@@ -127,6 +130,11 @@ def test_a_captioner_says_the_same_with_a_second_encoder_and_learns_to_use_it(de
             assert parameter.grad is not None
             assert float(parameter.grad[..., -16:].abs().max()) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in captioner.state_dict().items())
+
+
+def test_the_precision_stays() -> None:
+    made = with_encoder(tiny_captioner().double(), tiny_captioner(seed=1).double())
+    assert {parameter.dtype for parameter in made.parameters()} == {torch.float64}
 
 
 def test_a_decoder_that_cannot_take_more_features_is_named() -> None:

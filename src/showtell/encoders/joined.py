@@ -54,6 +54,8 @@ class JoinedEncoder(nn.Module):
         self.feature_dim = sum(part.feature_dim for part in made)
         dims = [_trunk_dim(part) for part in made] if trunk_dims is None else list(trunk_dims)
         self.trunk_dims = [whole("trunk_dims", dim, 1, 1_000_000) for dim in dims]
+        if len(dims) != len(made):
+            raise ArgumentError(f"trunk_dims has a number for each of {len(made)} parts, not {len(dims)} numbers")
 
     def config(self) -> dict[str, Any]:
         """The parts' registered names and configs."""

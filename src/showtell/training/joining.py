@@ -36,8 +36,9 @@ def with_encoder(captioner: Captioner, other: Captioner) -> Captioner:
     Raises:
         ArgumentError: the encoders don't fit together, or the decoder can't take more features.
     """
-    encoder = JoinedEncoder([copy.deepcopy(captioner.encoder), copy.deepcopy(other.encoder)])
     old: Any = captioner.decoder
+    like = next(old.parameters())
+    encoder = JoinedEncoder([copy.deepcopy(captioner.encoder), copy.deepcopy(other.encoder)]).to(like)
     name, config = type(old).__name__, old.config()
     added = encoder.feature_dim - captioner.encoder.feature_dim
     try:
@@ -47,13 +48,13 @@ def with_encoder(captioner: Captioner, other: Captioner) -> Captioner:
         decoder.load_state_dict({key: _padded(tensor, state[key], added) for key, tensor in old.state_dict().items()})
     except (ArgumentError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ArgumentError(f"{name} can't take the features of a second encoder: {error}") from error
-    made = Captioner(encoder, decoder.to(captioner.device), captioner.vocabulary, search=captioner.search)
+    made = Captioner(encoder, decoder.to(like), captioner.vocabulary, search=captioner.search)
     made._card = captioner._card
     spec = encoder.image_spec
-    photo = torch.rand(1, 3, spec.height, spec.width, generator=torch.Generator().manual_seed(0))
-    tokens = torch.full((1, 4), captioner.vocabulary.start_id)
+    photo = torch.rand(1, 3, spec.height, spec.width, generator=torch.Generator().manual_seed(0)).to(like)
+    tokens = torch.full((1, 4), captioner.vocabulary.start_id, device=like.device)
     with torch.inference_mode(), evaluating(captioner), evaluating(made):
-        a, b = (one(photo.to(one.device), tokens.to(one.device)).logits for one in (captioner, made))
+        a, b = (one(photo, tokens).logits for one in (captioner, made))
     if not torch.allclose(a, b, rtol=1e-3, atol=1e-3):
         raise ArgumentError(f"{name} can't take the features of a second encoder: what it says changes with them")
     return made
