@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from showtell.captioner import Captioner
 from showtell.errors import ArgumentError, RunError
 from showtell.testing import tiny_captioner
-from showtell.training import CrossEntropy, Distillation, SelfCritical, SoftTargets, Term, load_recipe, train
+from showtell.training import (
+    CrossEntropy,
+    Distillation,
+    DoublyStochastic,
+    SelfCritical,
+    SoftTargets,
+    Term,
+    load_recipe,
+    train,
+)
 from test_run import SETTINGS, StopError, go, metrics, run_bytes, write_photos
 from test_self_critical import DRAWN, cider, make_batches, picked, told, weights_after
 
@@ -107,6 +116,9 @@ def test_captions_are_drawn_without_dropout_and_learnt_with_it_where_asked(words
 def test_clumsy_settings_are_refused() -> None:
     with pytest.raises(ArgumentError, match="the weight of the words"):
         SelfCritical(lambda captions, references: [0.0], words=CrossEntropy(), share=-1.0)
+    for words in ("cross-entropy", DoublyStochastic(CrossEntropy())):
+        with pytest.raises(ArgumentError, match="words is CrossEntropy"):
+            SelfCritical(lambda captions, references: [0.0], words=words)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="dropout must be true or false"):
         SelfCritical(lambda captions, references: [0.0], dropout=1)  # type: ignore[arg-type]
     recipe = load_recipe("default")

@@ -20,6 +20,7 @@ from .caption import Caption
 from .constraints import Constraints
 from .devices import usable_device
 from .encoders.base import BackboneEncoder
+from .encoders.joined import JoinedEncoder
 from .errors import ArgumentError
 from .generate import evaluating
 from .images import ImageSource, load_images
@@ -155,7 +156,7 @@ class Captioner(Asking, nn.Module):
             given = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type(pixels).__name__
             raise ArgumentError(f"encode_pixels takes floats (photos, 3, height, width), not {given}; or use encode")
         dtype = next((t.dtype for t in cast(nn.Module, self.encoder).parameters()), pixels.dtype)
-        if isinstance(self.encoder, BackboneEncoder):  # casts by itself, once it has normalised in float32
+        if isinstance(self.encoder, BackboneEncoder | JoinedEncoder):  # casts by itself, normalised in float32
             dtype = torch.float32
         with torch.inference_mode(), evaluating(self.encoder):
             return as_features(
@@ -226,8 +227,9 @@ class Captioner(Asking, nn.Module):
         """
         fast = copy.deepcopy(self).eval().requires_grad_(False)
         encoder = cast(nn.Module, fast.encoder)
-        for part in (encoder, *encoder.children()):
-            fold_batch_norms(part)
+        for one in encoder.parts if isinstance(encoder, JoinedEncoder) else [encoder]:
+            for part in (one, *one.children()):
+                fold_batch_norms(part)
         lay_out(encoder, torch.channels_last)
         spec = fast.encoder.image_spec
         try:
@@ -248,7 +250,7 @@ class Captioner(Asking, nn.Module):
         Raises ArgumentError when a part's config isn't JSON, and for a copy made by `for_inference`. `weights_dtype`
         is "float32", "float16" or "bfloat16"; default: what the captioner was loaded with, else "float32".
         """
-        if getattr(self.encoder, "_folded", False):
+        if any("_folded" in vars(module) for module in cast(nn.Module, self.encoder).modules()):
             raise ArgumentError("this captioner is a copy made by for_inference(); save the one it was made from")
         dtype = weights_dtype or self._saved_dtype
         config = {

@@ -12,8 +12,11 @@ from ..checks import whole
 from ..errors import ArgumentError
 from ..protocols import Encoder, Features, SplitEncoder, as_features
 from ..registry import component_name, find_component
+from .base import BackboneEncoder
 
 __all__ = ["JoinedEncoder"]
+
+_MOST = 8
 
 
 class JoinedEncoder(nn.Module):
@@ -27,22 +30,33 @@ class JoinedEncoder(nn.Module):
         torch.Size([2, 16, 24])
 
     All take the same photos (one `image_spec`) and have the same cells, or none has any. Heads stay heads, one each:
-    what is cached are the features of all trunks.
+    what is cached are the features of all trunks. The parts of a part that is joined itself become its own.
 
     Args:
-        parts: at least two encoders, or the names and configs that `config()` gave.
-        trunk_dims: how many numbers each part gives before its head; measured on a black photo where left out.
+        parts: 2..8 encoders, or the names and configs that `config()` gave.
+        trunk_dims: how many numbers each part gives before its head; of encoders it is measured on a black photo.
 
     Raises:
-        ArgumentError: fewer than two parts, photos of other sizes; when called: other cells.
+        ArgumentError: fewer than two parts or more than eight, photos of other sizes; when called: other cells.
     """
 
     def __init__(self, parts: Sequence[Encoder | Mapping[str, Any]], trunk_dims: Sequence[int] | None = None) -> None:
         """Check that the parts fit."""
         super().__init__()
-        if not isinstance(parts, list | tuple) or len(parts) < 2:
+        if not isinstance(parts, list | tuple):
             raise ArgumentError(f"a JoinedEncoder takes a list of at least two encoders, not {parts!r:.100}")
-        made = [_part(part) for part in parts]
+        given: list[Any] = []
+        for part in parts:
+            given += list(part._encoders()) if isinstance(part, JoinedEncoder) else [part]
+        if not 2 <= len(given) <= _MOST:
+            raise ArgumentError(
+                f"a JoinedEncoder takes a list of at least two encoders and at most {_MOST}: {len(given)}"
+            )
+        if trunk_dims is None and any(isinstance(part, Mapping) for part in given):
+            raise ArgumentError("trunk_dims goes with parts that are configs: how many numbers each gives to its head")
+        if trunk_dims is not None and not isinstance(trunk_dims, list | tuple):
+            raise ArgumentError(f"trunk_dims is a list of numbers, not {trunk_dims!r:.100}")
+        made = [_part(part) for part in given]
         self.parts = nn.ModuleList(cast(list[nn.Module], made))
         self.image_spec = made[0].image_spec
         for part in made[1:]:
@@ -68,15 +82,14 @@ class JoinedEncoder(nn.Module):
 
     def trunk(self, images: Tensor) -> Features:
         """Images (N, 3, H, W) in 0..1 -> the features of all trunks, those of a part without a head whole."""
-        return self._beside([_trunk(part, images) for part in self._encoders()])
+        found = [_trunk(part, images) for part in self._encoders()]
+        for part, features, dim in zip(self.parts, found, self.trunk_dims, strict=True):
+            self._check(features, dim, f"{type(part).__name__} gives")
+        return self._beside(found)
 
     def head(self, features: Features) -> Features:
         """Each part's own features through its head."""
-        if features.pooled.shape[-1] != sum(self.trunk_dims):
-            raise ArgumentError(
-                f"the heads take features of {sum(self.trunk_dims)} numbers, not {features.pooled.shape[-1]}; "
-                "were they made by another encoder?"
-            )
+        self._check(features, sum(self.trunk_dims), "these features have")
         pooled = torch.split(features.pooled, self.trunk_dims, dim=-1)
         grids = [None] * len(pooled) if features.grid is None else torch.split(features.grid, self.trunk_dims, dim=-1)
         own = [features._replace(pooled=a, grid=b) for a, b in zip(pooled, grids, strict=True)]
@@ -90,18 +103,33 @@ class JoinedEncoder(nn.Module):
     def _encoders(self) -> list[Encoder]:
         return cast(list[Encoder], list(self.parts))
 
+    def _check(self, features: Features, dim: int, what: str) -> None:
+        for each in (features.pooled, features.grid):
+            if each is not None and each.shape[-1] != dim:
+                raise ArgumentError(
+                    f"{what} {each.shape[-1]} numbers in place of the {dim} that trunk_dims says; were they made by "
+                    "another encoder?"
+                )
+
     def _beside(self, features: list[Features]) -> Features:
-        first = features[0]
         grids = [each.grid for each in features if each.grid is not None]
+        boxes = [each.boxes for each in features if each.boxes is not None]
         cells = [None if each.grid is None else each.grid.shape[1] for each in features]
-        if len(set(cells)) != 1 or any(each.mask is not None for each in features):
+        fixed = torch.compiler.is_compiling()  # no values to compare
+        elsewhere = not fixed and len(set(cells)) == 1 and any(not torch.equal(boxes[0], each) for each in boxes[1:])
+        if len(set(cells)) != 1 or elsewhere or any(each.mask is not None for each in features):
             shown = ", ".join(
                 f"{type(part).__name__} {'no' if count is None else count} cells"
                 for part, count in zip(self.parts, cells, strict=True)
             )
-            raise ArgumentError(f"joined encoders look at the same cells, without a mask: {shown}; set one grid_size")
+            raise ArgumentError(
+                f"joined encoders look at the same cells, without a mask: {shown}{' elsewhere' * elsewhere}; set one "
+                "grid_size"
+            )
         pooled = torch.cat([each.pooled for each in features], dim=-1)
-        return first._replace(pooled=pooled, grid=torch.cat(grids, dim=-1) if grids else None)
+        return features[0]._replace(
+            pooled=pooled, grid=torch.cat(grids, dim=-1) if grids else None, boxes=boxes[0] if boxes else None
+        )
 
 
 def _part(given: Encoder | Mapping[str, Any]) -> Encoder:
@@ -112,6 +140,10 @@ def _part(given: Encoder | Mapping[str, Any]) -> Encoder:
                 "a part of a JoinedEncoder is an encoder, or the name that its class is registered by "
                 f"(register_encoder) and its config, not {given!r:.200}"
             )
+        if name == "joined.v1":
+            raise ArgumentError(
+                "the parts of a JoinedEncoder aren't joined themselves: name the parts of all in one list"
+            )
         return cast(Encoder, find_component("encoder", name)(**config))
     if not isinstance(given, nn.Module) or not isinstance(given, Encoder):
         raise ArgumentError(
@@ -121,6 +153,8 @@ def _part(given: Encoder | Mapping[str, Any]) -> Encoder:
 
 
 def _trunk(part: Encoder, images: Tensor) -> Features:
+    if not isinstance(part, BackboneEncoder):  # which casts by itself, once it has normalised in float32
+        images = images.to(next((each.dtype for each in cast(nn.Module, part).parameters()), images.dtype))
     made = part.trunk(images) if isinstance(part, SplitEncoder) else part(images)
     return as_features(made, f"{type(part).__name__} must return")
 

@@ -15,6 +15,7 @@ from torch import nn
 from .. import storage
 from ..assembly import check_part, part_entry, rebuild_problem
 from ..captioner import Captioner
+from ..encoders.joined import JoinedEncoder
 from ..errors import ArgumentError
 from ..generate import evaluating
 from ..protocols import Encoder, SplitEncoder, as_features
@@ -206,6 +207,11 @@ def _with_training(encoder: Encoder, wanted: bool | tuple[str, ...]) -> nn.Modul
     """The encoder with its trunk trainable as the recipe wants; a head always trains."""
     config = encoder.config()
     module = cast(nn.Module, encoder)
+    if wanted is not False and isinstance(encoder, JoinedEncoder):
+        raise ArgumentError(
+            "train_encoder: joined encoders stay as they are, their heads learn; train each in a captioner of its own, "
+            "and put one beside the other after that"
+        )
     setting = list(wanted) if isinstance(wanted, tuple) else wanted
     if "trainable" in config:
         if config["trainable"] == setting:

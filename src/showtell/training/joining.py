@@ -13,6 +13,7 @@ from ..captioner import Captioner
 from ..encoders.joined import JoinedEncoder
 from ..errors import ArgumentError
 from ..generate import evaluating
+from ..registry import component_name
 
 __all__ = ["with_encoder"]
 
@@ -36,6 +37,14 @@ def with_encoder(captioner: Captioner, other: Captioner) -> Captioner:
     Raises:
         ArgumentError: the encoders don't fit together, or the decoder can't take more features.
     """
+    for part in (captioner.encoder, other.encoder):
+        if not isinstance(part, JoinedEncoder) and component_name("encoder", type(part)) is None:
+            raise ArgumentError(
+                f"{type(part).__name__} has no registered name, so a captioner that joins it with another couldn't be "
+                "opened again; put showtell.register_encoder before its class"
+            )
+        if any("_folded" in vars(module) for module in cast(nn.Module, part).modules()):
+            raise ArgumentError("this captioner is a copy made by for_inference(); join the one it was made from")
     old: Any = captioner.decoder
     like = next(old.parameters())
     encoder = JoinedEncoder([copy.deepcopy(captioner.encoder), copy.deepcopy(other.encoder)]).to(like)
@@ -49,7 +58,7 @@ def with_encoder(captioner: Captioner, other: Captioner) -> Captioner:
     except (ArgumentError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise ArgumentError(f"{name} can't take the features of a second encoder: {error}") from error
     made = Captioner(encoder, decoder.to(like), captioner.vocabulary, search=captioner.search)
-    made._card = captioner._card
+    made._card, made._saved_dtype = captioner._card, captioner._saved_dtype
     spec = encoder.image_spec
     photo = torch.rand(1, 3, spec.height, spec.width, generator=torch.Generator().manual_seed(0)).to(like)
     tokens = torch.full((1, 4), captioner.vocabulary.start_id, device=like.device)
@@ -57,7 +66,7 @@ def with_encoder(captioner: Captioner, other: Captioner) -> Captioner:
         a, b = (one(photo, tokens).logits for one in (captioner, made))
     if not torch.allclose(a, b, rtol=1e-3, atol=1e-3):
         raise ArgumentError(f"{name} can't take the features of a second encoder: what it says changes with them")
-    return made
+    return made.train(captioner.training)
 
 
 def _padded(tensor: Tensor, like: Tensor, added: int) -> Tensor:

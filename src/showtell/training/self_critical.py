@@ -19,8 +19,9 @@ from ..metrics.diversity import BAD_ENDINGS
 from ..protocols import Features, Forced
 from ..search import Greedy, Sample
 from ..vocabulary import Vocabulary
+from .distillation import Distillation
 from .drawing import bare, check_photos, encode, seed_of, without_dropout
-from .objectives import ForcedObjective, Term, wide
+from .objectives import CrossEntropy, ForcedObjective, Term, wide
 from .rewards import Reward
 
 __all__ = ["Draw", "SelfCritical"]
@@ -110,6 +111,8 @@ class SelfCritical:
         self.temperature = number("temperature", temperature, 0.01, 100.0)
         self.max_length = whole("max_length", max_length, 1, 1000)
         self.dropout = flag("dropout", dropout)
+        if words is not None and not isinstance(words, CrossEntropy | Distillation):
+            raise ArgumentError(f"words is CrossEntropy(...) or Distillation(...), not {words!r:.100}")
         self.words = words
         self.share = number("the weight of the words", share, 0.0, 1000.0)
         self.draw = draw
