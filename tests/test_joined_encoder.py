@@ -19,8 +19,10 @@ from showtell.image_spec import ImageSpec
 from showtell.protocols import Features
 from showtell.registry import register_encoder
 from showtell.testing import TinyEncoder, check_encoder, tiny_captioner
+from showtell.training import load_recipe
+from showtell.training.about import about_run
 from showtell.training.joining import with_encoder
-from test_run import go, write_photos
+from test_run import evaluations, go, write_photos
 
 PHOTOS = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 DECODERS = ["lstm.v1", "attention-lstm.v1", "adaptive-lstm.v1", "transformer.v1"]
@@ -72,10 +74,14 @@ def test_it_keeps_the_laws_of_encoders(grid: bool) -> None:
     check_encoder(JoinedEncoder([Mean(), Mean()]))
 
 
-def test_a_captioner_with_one_opens_again_without_a_photo_being_seen(tmp_path: Path) -> None:
+def test_a_captioner_with_one_opens_again_without_a_photo_being_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = with_encoder(tiny_captioner(decoder="attention-lstm.v1"), tiny_captioner(seed=1))
     made.save_pretrained(tmp_path / "both", weights_dtype="float32")
-    again = Captioner.from_pretrained(tmp_path / "both")
+    with monkeypatch.context() as patch:
+        patch.setattr(TinyEncoder, "trunk", lambda self, images: pytest.fail("a photo was seen"))
+        again = Captioner.from_pretrained(tmp_path / "both")
     assert isinstance(again.encoder, JoinedEncoder)
     assert again.encoder.trunk_dims == [8, 8]
     assert again.caption(list(PHOTOS)) == made.caption(list(PHOTOS))
@@ -182,9 +188,11 @@ def test_a_decoder_that_cannot_take_more_features_is_named() -> None:
         def prepare(self, features: Features) -> Any:
             return super().prepare(features._replace(pooled=features.pooled.softmax(1)))
 
-    normed = Captioner(TinyEncoder(8), Normed(len(words), 8, embed_dim=4), words)
-    with pytest.raises(ArgumentError, match="Normed can't take the features of a second encoder: what it says changes"):
-        with_encoder(normed, tiny_captioner())
+    for seed in range(10):
+        torch.manual_seed(seed)
+        normed = Captioner(TinyEncoder(8), Normed(len(words), 8, embed_dim=4), words)
+        with pytest.raises(ArgumentError, match="Normed can't take the features of a second encoder: what it says"):
+            with_encoder(normed, tiny_captioner())
 
 
 @pytest.fixture(scope="module")
@@ -205,10 +213,12 @@ def test_a_run_begins_with_the_encoder_of_another_beside(photos: Path, tmp_path:
         "weights of the encoder beside: as of the captioner it came from"
         in (tmp_path / "both" / "README.md").read_text()
     )
-    first = TinyEncoder().body[0].weight
-    parts = [cast(Any, part).body[0].weight for part in made.encoder.parts]
-    assert all(part.shape == first.shape for part in parts)
-    assert not torch.equal(parts[0], parts[1])
+    for seed, part in enumerate(made.encoder.parts):
+        own: Any = Captioner.from_pretrained(tmp_path / f"{seed}").encoder
+        assert torch.equal(cast(Any, part).body[0].weight, own.body[0].weight.half().float())  # as runs save them
+    alone, both = (evaluations(tmp_path / name) for name in ("alone", "both"))
+    assert both[0]["val_cider_d"] == alone[0]["val_cider_d"]
+    assert both[1]["train_loss"] != alone[1]["train_loss"]
     heard: list[str] = []
     go(photos, tmp_path / "both", heard, beside=tmp_path / "1", **options)
     assert any("this run is finished" in line for line in heard)
@@ -216,6 +226,30 @@ def test_a_run_begins_with_the_encoder_of_another_beside(photos: Path, tmp_path:
         go(photos, tmp_path / "both", **options)
     with pytest.raises(RunError, match="init: was"):
         go(photos, tmp_path / "both", beside=tmp_path / "0", **options)
+
+
+def test_no_licence_is_named_for_two(tmp_path: Path) -> None:
+    tiny = tiny_captioner()
+    tiny._card = "---\nlicense: apache-2.0\n---\n"
+    plan = load_recipe("default")
+    for beside, expected in ((False, "apache-2.0"), (True, None)):
+        about = about_run(
+            None, "", [], [], init=tiny, start=tiny, beside=beside, encoder=None, plan=plan, data_license=None
+        )
+        assert about.license == expected
+
+
+def test_cells_elsewhere_are_refused() -> None:
+    class Mirrored(TinyEncoder):
+        """The same cells, from right to left."""
+
+        def trunk(self, images: torch.Tensor) -> Features:
+            made = super().trunk(images)
+            assert made.boxes is not None
+            return made._replace(boxes=made.boxes.flip(1))
+
+    with pytest.raises(ArgumentError, match="elsewhere"):
+        JoinedEncoder([TinyEncoder(), Mirrored()])(PHOTOS)
 
 
 def test_the_trunks_stay_as_they_are(photos: Path, tmp_path: Path) -> None:

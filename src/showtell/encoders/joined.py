@@ -115,8 +115,9 @@ class JoinedEncoder(nn.Module):
         grids = [each.grid for each in features if each.grid is not None]
         boxes = [each.boxes for each in features if each.boxes is not None]
         cells = [None if each.grid is None else each.grid.shape[1] for each in features]
-        fixed = torch.compiler.is_compiling()  # no values to compare
-        elsewhere = not fixed and len(set(cells)) == 1 and any(not torch.equal(boxes[0], each) for each in boxes[1:])
+        # Heads hand on the trunk's own boxes: comparing values waits for the device, and an export has none to compare.
+        others = [] if torch.compiler.is_compiling() else [each for each in boxes[1:] if each is not boxes[0]]
+        elsewhere = len(set(cells)) == 1 and any(not torch.equal(boxes[0], each) for each in others)
         if len(set(cells)) != 1 or elsewhere or any(each.mask is not None for each in features):
             shown = ", ".join(
                 f"{type(part).__name__} {'no' if count is None else count} cells"

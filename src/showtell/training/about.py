@@ -46,7 +46,7 @@ class About:
 
     story: one sentence. files: where captions were read, at most the first 8 of `file_count`. fingerprint: SHA-256 over
     all captions and the photos' names and sizes. counts: split -> (photos, captions), as used. licences: of what ->
-    which. license: what the Hub should show, where the captioner that the run began with says so.
+    which. license: what the Hub should show, where the captioner that the run began with says so and is the only one.
     """
 
     story: str
@@ -96,7 +96,7 @@ def about_run(
         fingerprint=fingerprint,
         counts=counts,
         licences=_licences(init, card, encoder, plan, data_license) | (_ALSO if beside else {}),
-        license=_fact(card, "license"),
+        license=None if beside else _fact(card, "license"),  # the other's may be stricter
     )
 
 

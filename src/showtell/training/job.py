@@ -281,7 +281,7 @@ def prepare(
         reference_words=sum(lengths) / len(lengths),
         photos=photos,
         trained=fed.trained,
-        taught=taught,
+        taught=taught if plan.self_critical_words else None,
         scores=plan.objective == "self-critical",
         ranks=ranks,
     )

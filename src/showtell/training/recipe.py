@@ -289,8 +289,8 @@ class Recipe:
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
             raise ArgumentError(f'teachers is a list of folders of captioners such as ["runs/one"], not {names!r:.100}')
         object.__setattr__(self, "teachers", tuple(names))
-        beside = self.objective == "self-critical" and self.self_critical_words > 0
-        if bool(names) != (self.objective == "distillation") and not beside:
+        mixed = self.objective == "self-critical" and self.self_critical_words > 0
+        if bool(names) != (self.objective == "distillation") and not mixed:
             raise ArgumentError(
                 'teachers and objective = "distillation" go together: name the folders of the captioners to learn '
                 'from, or leave both out; "self-critical" takes them too, where self_critical_words is not 0'
