@@ -20,6 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
+from showtell import Captioner, Vocabulary, registry
+from showtell.assembly import shapes_only
+from showtell.decoders import LSTMDecoder
 from showtell.encoders import create_pretrained, create_untrained
 from showtell.encoders.base import BackboneEncoder, fill
 from showtell.encoders.efficientnet_lite import EfficientNetLite
@@ -924,8 +927,29 @@ def test_importing_the_encoders_package_imports_no_backbone_library() -> None:
 
 
 def test_the_registry_finds_every_encoder_here() -> None:
-    from showtell.registry import find_component
-
     for name in ("torchvision.v1", "timm.v1", "efficientnet-lite.v1", "inception-v3-tf.v1", "precomputed.v1"):
-        cls = find_component("encoder", name)
+        cls = registry.find_component("encoder", name)
         assert importlib.import_module(cls.__module__).__all__ == [cls.__name__]
+
+
+def test_a_component_is_imported_as_if_no_device_were_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "late_part.py").write_text("import torch\n\n\nclass Late:\n    made = torch.zeros(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry._BUILT_IN["encoder"], "late.v1", "late_part:Late")
+    with shapes_only():
+        made: Any = registry.find_component("encoder", "late.v1")
+        assert torch.zeros(1).is_meta
+    assert not made.made.is_meta
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", "timm:resnet10t"])
+def test_a_captioner_opens_where_nothing_is_imported_yet(name: str, tmp_path: Path) -> None:
+    """With torch 2.8 torchvision imports a compiler, which can't be imported while shapes are built."""
+    encoder: Any = create_untrained(name)
+    words = Vocabulary.build(["a dog runs"] * 2, min_count=1)
+    made = Captioner(encoder, LSTMDecoder(len(words), encoder.feature_dim, embed_dim=4, hidden_dim=4), words)
+    made.save_pretrained(tmp_path / "made")
+    code = "import sys, showtell; print(showtell.Captioner.from_pretrained(sys.argv[1]).encoder.feature_dim)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "made"], capture_output=True, text=True)
+    assert done.stdout == f"{encoder.feature_dim}\n", done.stderr

@@ -28,6 +28,11 @@ TRAIN = [
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "black": (9, 9, 9)}
 
 
+def ours(out: str) -> str:
+    """Without what Gloo says there with torch 2.8."""
+    return "".join(line for line in out.splitlines(keepends=True) if not line.startswith("[Gloo] "))
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight photos, two of them to validate on."""
@@ -57,7 +62,7 @@ def test_the_command_line_trains_and_evaluates_with_two_processes(
     output = tmp_path / "run"
     done = torchrun("-m", "showtell", *TRAIN, "--data", str(data), "--output", str(output))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{output}\n"
+    assert ours(done.stdout) == f"{output}\n"
     assert done.stderr.count("done after 6 steps") == 1
     runs_equal(output, alone)
     evaluating = ["evaluate", "--data", str(data), "--split", "all", "--batch-size", "3", "--device", "cpu"]
@@ -67,7 +72,7 @@ def test_the_command_line_trains_and_evaluates_with_two_processes(
     expected = capsys.readouterr().out
     done = torchrun("-m", "showtell", *evaluating, "--output", str(tmp_path / "two.json"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == expected
+    assert ours(done.stdout) == expected
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
 
 
@@ -96,7 +101,7 @@ def test_two_agents_as_on_two_machines_train_together(data: Path, alone: Path, t
         for agent in agents:
             agent.terminate()
     assert [agent.returncode for agent in agents] == [0, 0], said
-    assert [out for out, _ in said] == [f"{tmp_path / 'run'}\n", ""]
+    assert [ours(out) for out, _ in said] == [f"{tmp_path / 'run'}\n", ""]
     runs_equal(tmp_path / "run", alone)
 
 

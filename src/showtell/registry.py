@@ -8,6 +8,8 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, TypeVar
 
+import torch
+
 from .errors import ArgumentError, ComponentError
 
 __all__ = ["class_path", "component_name", "find_component", "register_decoder", "register_encoder"]
@@ -90,14 +92,16 @@ def find_component(kind: Kind, name: str) -> type:
         >>> find_component("decoder", "lstm.v1").__name__
         'LSTMDecoder'
 
-    Nothing but the entry point of exactly that name is imported. Raises ComponentError when there is none or
+    Nothing but the entry point of exactly that name is imported, and not on a device that is set around it: what is
+    imported computes there, and torch 2.8 can't on the meta device. Raises ComponentError when there is none or
     more than one.
     """
     if not isinstance(name, str) or len(name) > 100 or not _NAME.fullmatch(name):
         raise ComponentError(f"{name!r:.120} is no {kind} name; names look like 'lstm.v1'")
     if name in _BUILT_IN[kind]:
         module, attribute = _BUILT_IN[kind][name].split(":")
-        built_in: type = getattr(importlib.import_module(module), attribute)
+        with torch.device("cpu"):
+            built_in: type = getattr(importlib.import_module(module), attribute)
         return built_in
     if name in _registered[kind]:
         return _registered[kind][name]
@@ -106,7 +110,8 @@ def find_component(kind: Kind, name: str) -> type:
         owners = ", ".join(sorted(e.dist.name if e.dist else e.value for e in found))
         raise ComponentError(f"{len(found)} installed packages offer a {kind} named {name!r} ({owners}); remove one")
     if found:
-        loaded: Any = found[0].load()
+        with torch.device("cpu"):
+            loaded: Any = found[0].load()
         if not isinstance(loaded, type):
             raise ComponentError(f"the entry point {name!r} ({found[0].value}) is no class")
         return loaded

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, HubError, MissingPackageError
@@ -146,7 +147,8 @@ class _Facts(NamedTuple):
 
 def _timm() -> ModuleType:
     try:
-        import timm
+        with torch.device("cpu"):  # the first time may be while shapes are built on the meta device
+            import timm
     except ModuleNotFoundError as error:
         raise MissingPackageError('encoders of timm need timm: pip install "showtell[timm]"') from error
     module: ModuleType = timm
