@@ -441,6 +441,7 @@ def kill_often(folder: Path, times: int, longest: float) -> None:
     assert digests(folder / "disturbed") == digests(folder / "undisturbed"), f"seed {seed}"
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     kill_often(tmp_path, 3, 0.2)
 

@@ -61,6 +61,7 @@ print('caption:', captioner.caption(sys.argv[1]).text)  # random weights may say
 """
 
 
+@pytest.mark.slow
 def test_an_encoder_of_an_installed_package_is_found_by_its_name(tmp_path: Path, photos: list[Path]) -> None:
     pytest.importorskip("pip")
     site = tmp_path / "site"
@@ -120,6 +121,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_an_unregistered_subclass_trains_checkpoints_and_loads_when_given(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(UNREGISTERED)
     out = run("script.py", cwd=tmp_path, path=tmp_path)

@@ -102,6 +102,7 @@ def test_the_torch_programs_say_the_same_step_by_step(kind: str, tmp_path: Path)
             torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_int8_is_smaller_and_nearly_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     words = tiny_captioner().vocabulary

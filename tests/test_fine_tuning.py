@@ -287,6 +287,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.slow
 def test_ten_steps_are_five_a_kill_and_five_to_the_bit_with_everything_on(photos: Path, tmp_path: Path) -> None:
     run(photos, tmp_path / "whole")
     done = subprocess.run(

@@ -16,6 +16,7 @@ def test_mutated_inputs_end_in_a_result_or_an_error_of_ours(count: int, seed: in
     assert {"ImageError", "DataError", "FormatError", "ArgumentError", "result"} <= report.ends.keys()
 
 
+@pytest.mark.slow
 def test_what_must_not_happen_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FUZZ_TRAPS", "1")
     monkeypatch.setattr(fuzz, "SECONDS", 1.0)
