@@ -177,6 +177,10 @@ def test_the_precision_stays() -> None:
 
 
 def test_a_decoder_that_cannot_take_more_features_is_named() -> None:
+    broken = tiny_captioner()
+    nn.init.constant_(next(cast(nn.Module, broken.decoder).parameters()), float("nan"))
+    with pytest.raises(ArgumentError, match="what it says changes"):
+        with_encoder(broken, tiny_captioner())
     words = tiny_captioner().vocabulary
     bare = Captioner(TinyEncoder(8), LSTMDecoder(len(words), 8, embed_dim=8, project=False), words)
     with pytest.raises(ArgumentError, match="LSTMDecoder can't take the features of a second encoder"):

@@ -64,7 +64,8 @@ def with_encoder(captioner: Captioner, other: Captioner) -> Captioner:
     tokens = torch.full((1, 4), captioner.vocabulary.start_id, device=like.device)
     with torch.inference_mode(), evaluating(captioner), evaluating(made):
         a, b = (one(photo, tokens).logits for one in (captioner, made))
-    if (a - b).abs().max() > 100 * torch.finfo(a.dtype).eps * a.abs().max():  # sums in another order
+    same = (a - b).abs().max() <= 100 * torch.finfo(a.dtype).eps * a.abs().max()  # sums in another order; never of NaN
+    if not same:
         raise ArgumentError(f"{name} can't take the features of a second encoder: what it says changes with them")
     return made.train(captioner.training)
 
